@@ -1,0 +1,74 @@
+"""What to do: the scheduler's only output. Actions are carried out in their order."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from herd.core.decision import Decision
+from herd.core.fleet import Capability, EngineKind, ReplicaKey
+from herd.core.request import Failure, Outcome, Refusal
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """Where an attempt goes, in the terms of the one who connects."""
+
+    replica: ReplicaKey
+    node_name: str
+    kind: EngineKind
+    url: str
+    #: The model's name on that engine, and what it can do there.
+    model: str
+    capabilities: tuple[Capability, ...] = ()
+
+
+class Dispatch(Struct, frozen=True):
+    """Send the request to the target now. A number above 1 is a retry."""
+
+    request: str
+    attempt: int
+    target: Target
+    decision: Decision
+
+
+class Hold(Struct, frozen=True):
+    """The request waits; the present plan is this replica, in so many seconds."""
+
+    request: str
+    replica: ReplicaKey
+    expected_wait: float
+
+
+class Refuse(Struct, frozen=True):
+    """Tell the client that there will be no (further) attempt, and why."""
+
+    request: str
+    refusal: Refusal
+
+
+class Abort(Struct, frozen=True):
+    """Break off a running attempt; `Failed` follows from whoever runs it."""
+
+    request: str
+    attempt: int
+    failure: Failure
+
+
+class Record(Struct, frozen=True):
+    """Keep this outcome. Comes exactly once for each request."""
+
+    outcome: Outcome
+
+
+class Release(Struct, frozen=True):
+    """The leaving node has nothing of ours running any more."""
+
+    node: str
+
+
+class SetTimer(Struct, frozen=True):
+    """Send `TimerDue` at this time; replaces any timer set before."""
+
+    at: float
+
+
+Action = Dispatch | Hold | Refuse | Abort | Record | Release | SetTimer

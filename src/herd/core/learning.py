@@ -1,0 +1,173 @@
+"""What outcomes teach: corrections of the priors, exponentially weighted, constant in size."""
+
+from __future__ import annotations
+
+import math
+
+from msgspec import Struct
+
+from herd.core import priors
+from herd.core.fleet import EngineKind
+from herd.core.priors import Rates
+from herd.core.request import Attempt, Request, Result
+
+#: Weight of the newest outcome once several are in; the first ones count as in a plain mean.
+WEIGHT = 0.2
+#: One outcome may move a correction by no more than this factor either way, so that a single
+#: stalled request does not spoil what hundreds have taught.
+CLAMP = math.log(64.0)
+#: Fewer prompt tokens say more of the overhead than of the prefill rate.
+PREFILL_LEAST = 32
+DECODE_LEAST = 4
+
+
+class Mean:
+    """An exponentially weighted mean whose first values weigh as in an ordinary mean."""
+
+    __slots__ = ("count", "value")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.value = 0.0
+
+    def add(self, value: float) -> None:
+        """Take one more value in."""
+        self.count += 1
+        self.value += (value - self.value) * max(WEIGHT, 1.0 / self.count)
+
+
+class Correction:
+    """A factor on a predicted duration: the mean of log(actual / predicted)."""
+
+    __slots__ = ("_log",)
+
+    def __init__(self) -> None:
+        self._log = Mean()
+
+    @property
+    def factor(self) -> float:
+        """1 until something was learned; 2 where things take twice as long as the prior said."""
+        return math.exp(self._log.value)
+
+    @property
+    def count(self) -> int:
+        """Outcomes behind it."""
+        return self._log.count
+
+    def add(self, actual: float, predicted: float) -> None:
+        """Learn from one duration; both in seconds. Nothing is learned from zero."""
+        if actual <= 0.0 or predicted <= 0.0:
+            return
+        ratio = math.log(actual / predicted)
+        self._log.add(min(CLAMP, max(-CLAMP, ratio)))
+
+
+class Learned(Struct, frozen=True, kw_only=True):
+    """What is known of a replica by now, for people to read."""
+
+    rates: Rates
+    outcomes: int
+
+
+class ReplicaLearning:
+    """Corrections of one replica's prior."""
+
+    __slots__ = ("_decode", "_load", "_overhead", "_prefill", "_prior", "_rates")
+
+    def __init__(self, prior: Rates) -> None:
+        self._prior = prior
+        self._prefill = Correction()
+        self._decode = Correction()
+        self._load = Correction()
+        self._overhead = Mean()
+        self._rates = prior
+
+    @property
+    def rates(self) -> Rates:
+        """The prior, corrected by what came."""
+        return self._rates
+
+    @property
+    def outcomes(self) -> int:
+        """How many outcomes have taught it something."""
+        return max(self._decode.count, self._prefill.count, self._overhead.count)
+
+    def reprime(self, prior: Rates) -> None:
+        """The hardware or the model became better known; corrections stay."""
+        self._prior = prior
+        self._refresh()
+
+    def learn(
+        self, *, request: Request, attempt: Attempt, result: Result, kind: EngineKind, running: int
+    ) -> None:
+        """Learn from a completed attempt that had `running` requests on its device, itself one.
+
+        The engine's own durations are used where it tells them; else the relay's, in which
+        prefill and load cannot be told apart, so a cold start teaches no prefill rate.
+        """
+        if attempt.ended is None:
+            return
+        timings, usage = result.timings, result.usage
+        first = attempt.first_frame if attempt.first_frame is not None else attempt.ended
+        waited = first - attempt.started
+        share = priors.slowdown(kind, running)
+        fresh = (usage.prompt_tokens or request.prompt_tokens) - (usage.cached_tokens or 0)
+        prefill = timings.prefill if timings.prefill is not None else waited
+        if timings.load is not None and timings.load >= priors.LOAD_LEAST:
+            self._load.add(timings.load, self._prior.load)
+        elif fresh >= PREFILL_LEAST and (request.stream or timings.prefill is not None):
+            self._prefill.add(prefill, share * fresh / self._prior.prefill)
+        if timings.prefill is not None and request.stream:
+            self._overhead.add(max(0.0, waited - timings.prefill - (timings.load or 0.0)))
+        tokens = usage.completion_tokens or 0
+        if tokens >= DECODE_LEAST:
+            self._learn_decode(request, attempt, result, tokens, share)
+        self._refresh()
+
+    def _learn_decode(
+        self, request: Request, attempt: Attempt, result: Result, tokens: int, share: float
+    ) -> None:
+        decode = result.timings.decode
+        predicted = share * tokens / self._prior.decode
+        if decode is None and attempt.ended is not None:
+            if request.stream and attempt.first_frame is not None:
+                decode = attempt.ended - attempt.first_frame
+                predicted *= (tokens - 1) / tokens  # the first token came with the prefill
+            else:
+                fresh = (result.usage.prompt_tokens or request.prompt_tokens) / self._rates.prefill
+                decode = attempt.ended - attempt.started - share * fresh
+        if decode is not None:
+            self._decode.add(decode, predicted)
+
+    def _refresh(self) -> None:
+        prior = self._prior
+        self._rates = Rates(
+            prefill=prior.prefill / self._prefill.factor,
+            decode=prior.decode / self._decode.factor,
+            load=prior.load * self._load.factor,
+            overhead=self._overhead.value if self._overhead.count else prior.overhead,
+        )
+
+
+class AnswerLengths:
+    """How long answers are, per model and operation. Bounded by the models of the fleet."""
+
+    __slots__ = ("_means",)
+
+    def __init__(self) -> None:
+        self._means: dict[tuple[str, str], Mean] = {}
+
+    def expect(self, request: Request) -> float:
+        """Tokens that the answer will have; 0 for an embedding."""
+        if request.operation == "embedding":
+            return 0.0
+        mean = self._means.get((request.model, request.operation))
+        expected = mean.value if mean is not None else float(priors.ANSWER_TOKENS)
+        if request.max_tokens is not None:
+            expected = min(expected, float(request.max_tokens))
+        return max(1.0, expected)
+
+    def add(self, request: Request, tokens: int) -> None:
+        """Learn from an answer that ended by itself or by the client's limit."""
+        key = (request.model, request.operation)
+        self._means.setdefault(key, Mean()).add(float(tokens))

@@ -1,0 +1,152 @@
+"""Which replica a waiting request should run on: the best prediction, now or after a wait.
+
+Late binding: a request starts only where it would be done first, and only when a slot is free
+there. So the requests of one model are looked at in their order, each sees the work that those
+before it are planned to bring, and whoever's best replica has a free slot goes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from herd.core import signals
+from herd.core.decision import Decision, Estimate, Exclusion
+from herd.core.learning import AnswerLengths
+from herd.core.state import ReplicaState, Task
+
+#: Candidates within this share of the best count as equal, and the one that rested longest wins:
+#: twin devices share the work, and noise in the rates does not pile it on one of them.
+TIE = 0.03
+
+
+class Choice(Struct, frozen=True):
+    """The best candidate for a request."""
+
+    replica: ReplicaState
+    estimate: Estimate
+    estimates: tuple[Estimate, ...]
+    #: Seconds that it has to be held back; 0 if it can start at once.
+    hold: float
+    #: Another candidate could start at once, and would be done later.
+    passed_over: bool
+
+    def decision(self, now: float) -> Decision:
+        """Put the choice into words."""
+        return Decision(
+            at=now, chosen=self.replica.key, estimates=self.estimates, reason=_reason(self)
+        )
+
+
+class _Candidate(Struct):
+    total: float
+    hold: float
+    replica: ReplicaState
+    estimate: Estimate
+
+
+class Plan:
+    """A look ahead over the replicas of one model, as the requests before would leave them."""
+
+    def __init__(
+        self, replicas: Iterable[ReplicaState], answers: AnswerLengths, now: float
+    ) -> None:
+        self._replicas = tuple(replicas)
+        self._answers = answers
+        self._now = now
+        #: For each replica, the seconds until each of its slots is free, as a heap.
+        self._slots = {replica.key: _slots(replica, now) for replica in self._replicas}
+
+    @property
+    def exhausted(self) -> bool:
+        """No replica has a free slot left, so nobody further back can start now."""
+        return not any(slots[0] <= 0.0 for slots in self._slots.values())
+
+    def choose(self, task: Task) -> Choice | tuple[Estimate, ...]:
+        """Return the best candidate, or all exclusions if there is none."""
+        candidates, estimates = self._look(task, lenient=False)
+        if not candidates:
+            # Nobody has what the request needs: an engine that checks this itself says so best.
+            candidates, estimates = self._look(task, lenient=True)
+        if not candidates:
+            return tuple(estimates)
+        best = _best(candidates)
+        return Choice(
+            replica=best.replica,
+            estimate=best.estimate,
+            estimates=tuple(estimates),
+            hold=best.hold,
+            passed_over=any(candidate.hold <= 0.0 for candidate in candidates),
+        )
+
+    def book(self, choice: Choice) -> None:
+        """Count the chosen request's work for those who come after it."""
+        parts = choice.estimate.signals
+        work = parts.total - parts.queue
+        heapq.heapreplace(self._slots[choice.replica.key], choice.hold + work)
+
+    def _look(self, task: Task, *, lenient: bool) -> tuple[list[_Candidate], list[Estimate]]:
+        answer = self._answers.expect(task.request)
+        candidates: list[_Candidate] = []
+        estimates = []
+        for replica in self._replicas:
+            excluded = _excluded(task, replica, lenient=lenient)
+            if excluded is not None:
+                estimates.append(Estimate(replica=replica.key, excluded=excluded))
+                continue
+            wait = max(self._slots[replica.key][0], _stand_back(task, replica, self._now))
+            found, hold = signals.estimate(
+                task.request, replica, answer=answer, wait=wait, now=self._now
+            )
+            estimates.append(found)
+            candidates.append(_Candidate(found.signals.total, hold, replica, found))
+        return candidates, estimates
+
+
+def _excluded(task: Task, replica: ReplicaState, *, lenient: bool) -> Exclusion | None:
+    if replica.key in task.tried:
+        return Exclusion("tried", "has failed this request")
+    return signals.exclusion(task.request, replica, lenient=lenient)
+
+
+def _best(candidates: list[_Candidate]) -> _Candidate:
+    limit = min(candidate.total for candidate in candidates) * (1.0 + TIE)
+    near = [candidate for candidate in candidates if candidate.total <= limit]
+    return min(near, key=lambda candidate: (candidate.replica.last_used, candidate.replica.key))
+
+
+def _stand_back(task: Task, replica: ReplicaState, now: float) -> float:
+    """Seconds to leave the device to an earlier request that waits for its memory.
+
+    Without this a busy model would never become idle, and the cold one would starve.
+    """
+    reserved = replica.node.reserved
+    if reserved is None or reserved.sequence >= task.sequence or reserved.replica == replica.key:
+        return 0.0
+    return max(0.05, reserved.until - now)
+
+
+def _slots(replica: ReplicaState, now: float) -> list[float]:
+    """Seconds until each slot is free; the free ones first, which makes it a heap already."""
+    taken = signals.slot_waits(replica, now)
+    slots = max(1, replica.spec.slots)
+    if len(taken) < slots:
+        return [0.0] * (slots - len(taken)) + taken
+    # More may run than there are slots, after an engine came back with fewer: the first to end
+    # then free nothing.
+    return taken[-slots:]
+
+
+def _reason(choice: Choice) -> str:
+    others = sorted(
+        e.total for e in choice.estimates if e.total is not None and e is not choice.estimate
+    )
+    total = choice.estimate.total or 0.0
+    if not others:
+        return f"the only candidate, predicted {total:.2f} s"
+    margin = others[0] - total
+    if abs(margin) <= TIE * total:
+        return f"predicted {total:.2f} s, equal to the next, and rested longest"
+    return f"predicted {total:.2f} s, {margin:.2f} s sooner than the next"

@@ -1,0 +1,503 @@
+"""The scheduler: a deterministic state machine, `handle(event, now) -> actions`.
+
+Theory of operation. A request is `waiting` from its arrival until the replica on which it is
+predicted to be done first has a free slot; then it is `running` (an attempt is out, no byte has
+reached the client), then `streaming` (bytes have, so it can no longer be retried), then `ended`,
+with exactly one outcome. A failed attempt puts it back to `waiting`, at its old place, as long as
+another replica may do better. Every event may change who should start next; `_place` then looks
+at the waiting requests of the models concerned, in the order of their arrival.
+
+It never reads a clock, opens a socket, draws a random number or awaits. The same events at the
+same times give the same actions. Two rules for the driver: it passes a `now` that never falls,
+and it answers each `Dispatch` with one `Finished`, `Failed` or `ClientLeft`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct, structs
+
+from herd.core import events as ev
+from herd.core import refusals, signals
+from herd.core.actions import Abort, Action, Dispatch, Hold, Record, Refuse, Release, SetTimer
+from herd.core.decision import Estimate
+from herd.core.learning import AnswerLengths
+from herd.core.placement import Choice, Plan
+from herd.core.request import (
+    Attempt,
+    AttemptEnding,
+    Ending,
+    Failure,
+    Outcome,
+    Refusal,
+    Result,
+)
+from herd.core.state import NodeState, ReplicaState, Reservation, Running, Task
+from herd.core.timers import Timers
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """The owner's limits. Times are seconds."""
+
+    max_waiting: int = 1000
+    patience: float = 600.0
+    max_attempts: int = 3
+    #: A node that is not heard of for so long is gone.
+    silence: float = 15.0
+    #: A replica that failed rests this long, twice as long after each further failure.
+    rest: float = 1.0
+    rest_most: float = 30.0
+
+
+class Scheduler:
+    """Decides what runs where. Its state is in memory alone and changes in `handle` alone."""
+
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.policy = policy or Policy()
+        self.nodes: dict[str, NodeState] = {}
+        #: Open requests by id.
+        self.tasks: dict[str, Task] = {}
+        #: Waiting requests by model, in the order of arrival.
+        self.waiting: dict[str, dict[str, Task]] = {}
+        self.answers = AnswerLengths()
+        #: Models of nodes that went away: asking for them is not a client's mistake.
+        self._remembered: set[str] = set()
+        self._timers = Timers()
+        self._sequence = 0
+        self._dispatches = 0
+        self._stopping = False
+        #: Nodes that are gone while attempts of ours may still run there: should one come back,
+        #: those still fill its slots.
+        self._ghosts: dict[str, NodeState] = {}
+        self._homes: dict[str, list[ReplicaState]] = {}
+        self._handlers: dict[type[ev.Event], Callable[[Any, float, list[Action]], None]] = {
+            ev.RequestArrived: self._arrived,
+            ev.FirstFrame: self._first_frame,
+            ev.Finished: self._finished,
+            ev.Failed: self._failed,
+            ev.ClientLeft: self._client_left,
+            ev.NodeReported: self._reported,
+            ev.NodeHeard: self._heard,
+            ev.NodeLeaving: self._leaving,
+            ev.NodeGone: self._gone,
+            ev.TimerDue: self._due,
+            ev.Stopping: self._stop,
+        }
+
+    def handle(self, event: ev.Event, now: float) -> list[Action]:
+        """Take one event in and return what is to be done, in order."""
+        actions: list[Action] = []
+        self._handlers[type(event)](event, now, actions)
+        moved = self._timers.moved()
+        if moved is not None:
+            actions.append(SetTimer(moved))
+        return actions
+
+    @property
+    def waiting_count(self) -> int:
+        """Requests that wait for a slot."""
+        return sum(len(tasks) for tasks in self.waiting.values())
+
+    def replicas(self, model: str) -> list[ReplicaState]:
+        """All replicas of a model, in an order that does not depend on chance."""
+        return self._homes.get(model, [])
+
+    # Requests
+
+    def _arrived(self, event: ev.RequestArrived, now: float, actions: list[Action]) -> None:
+        request = event.request
+        if request.id in self.tasks:
+            raise ValueError(f"request {request.id} has arrived already")
+        self._sequence += 1
+        task = Task(request, self._sequence, now)
+        self.tasks[request.id] = task
+        if self._stopping:
+            self._refuse(task, refusals.stopping(), now, actions)
+        elif self.waiting_count >= self.policy.max_waiting:
+            wait = self._expected_wait(request.model)
+            self._refuse(task, refusals.queue_full(self.policy.max_waiting, wait), now, actions)
+        else:
+            self.waiting.setdefault(request.model, {})[request.id] = task
+            self._place(request.model, now, actions)
+
+    def _first_frame(self, event: ev.FirstFrame, now: float, _: list[Action]) -> None:
+        running = self._running(event.request, event.attempt)
+        if running is None:
+            return
+        running.first_frame = now
+        running.expected_end = now + running.decoding
+        running.replica.loading_until = 0.0
+        running.task.state = "streaming"
+        running.task.note(now, "streaming")
+
+    def _finished(self, event: ev.Finished, now: float, actions: list[Action]) -> None:
+        running = self._running(event.request, event.attempt)
+        if running is None:
+            return
+        task, replica, result = running.task, running.replica, event.result
+        attempt = self._free(running, "completed", None, now)
+        replica.failures = 0
+        replica.down_until = 0.0
+        replica.learning.learn(
+            request=task.request,
+            attempt=attempt,
+            result=result,
+            kind=replica.engine.kind,
+            running=running.neighbours,
+        )
+        if result.usage.completion_tokens is not None and task.request.operation != "embedding":
+            self.answers.add(task.request, result.usage.completion_tokens)
+        self._end(task, "completed", now, actions, result=result)
+        self._freed(replica.node, now, actions)
+
+    def _failed(self, event: ev.Failed, now: float, actions: list[Action]) -> None:
+        running = self._running(event.request, event.attempt)
+        if running is None:
+            return
+        task, replica, failure = running.task, running.replica, event.failure
+        self._free(running, "failed", failure, now)
+        task.last_failure = failure
+        task.tried.add(replica.key)
+        task.note(now, "failed", f"{replica.key.node}: {failure.message}")
+        if failure.retryable:
+            self._rest(replica, now)
+        if event.began or not failure.retryable:
+            self._end(task, "failed", now, actions, result=event.result)
+        elif len(task.attempts) >= self.policy.max_attempts:
+            self._refuse(task, refusals.engine_failed(failure), now, actions)
+        else:
+            task.state = "waiting"
+            task.held = False
+            self._requeue(task)
+            self._place(task.request.model, now, actions)
+        self._freed(replica.node, now, actions)
+
+    def _client_left(self, event: ev.ClientLeft, now: float, actions: list[Action]) -> None:
+        task = self.tasks.get(event.request)
+        if task is None:
+            return
+        running = task.current
+        if running is not None:
+            self._free(running, "cancelled", None, now)
+        self._end(task, "cancelled", now, actions)
+        if running is not None:
+            self._freed(running.replica.node, now, actions)
+
+    # Nodes
+
+    def _reported(self, event: ev.NodeReported, now: float, actions: list[Action]) -> None:
+        report = event.report
+        node = self.nodes.get(report.node)
+        joined = node is None
+        if node is None:
+            node = self._ghosts.pop(report.node, None) or NodeState(report, now)
+            self.nodes[report.node] = node
+            self._timers.set(("silence", report.node), now + self.policy.silence)
+        if node.update(report, now) or joined:
+            self._index()
+        # A report from a node that was leaving means that it has thought better of it.
+        node.draining = False
+        self._freed(node, now, actions)
+        self._refuse_hopeless(now, actions)
+
+    def _heard(self, event: ev.NodeHeard, now: float, _: list[Action]) -> None:
+        node = self.nodes.get(event.node)
+        if node is not None:
+            node.heard = now
+            node.load = event.load
+
+    def _leaving(self, event: ev.NodeLeaving, now: float, actions: list[Action]) -> None:
+        name = event.node
+        node = self.nodes.get(name)
+        if node is None:
+            actions.append(Release(name))
+            return
+        node.draining = True
+        self._refuse_hopeless(now, actions)
+        if node.running == 0:
+            actions.append(Release(name))
+
+    def _gone(self, event: ev.NodeGone, now: float, actions: list[Action]) -> None:
+        name, reason = event.node, event.reason
+        node = self.nodes.pop(name, None)
+        if node is None:
+            return
+        self._index()
+        if node.running:
+            self._ghosts[name] = node
+        self._timers.drop(("silence", name))
+        self._remembered.update(key.model for key in node.replicas)
+        failure = Failure(
+            kind="node_lost",
+            message=f"node {node.report.name} went away: {reason}",
+            retryable=True,
+        )
+        # One that streams may still be alive on a connection of its own; it ends by itself or by
+        # its idle limit. One that is silent has nothing to lose by a retry.
+        actions.extend(
+            Abort(running.task.request.id, running.number, failure)
+            for replica in node.replicas.values()
+            for running in replica.running.values()
+            if running.first_frame is None
+        )
+        self._refuse_hopeless(now, actions)
+
+    def _refuse_hopeless(self, now: float, actions: list[Action]) -> None:
+        """Refuse what waits for replicas that are gone, and place the rest anew."""
+        for model in list(self.waiting):
+            self._place(model, now, actions)
+
+    # Time
+
+    def _due(self, _: ev.TimerDue, now: float, actions: list[Action]) -> None:
+        for kind, name in self._timers.due(now):
+            if kind == "patience":
+                task = self.tasks.get(name)
+                if task is not None and task.state == "waiting":
+                    waited = now - task.arrived
+                    wait = self._expected_wait(task.request.model)
+                    self._refuse(task, refusals.expired(waited, wait), now, actions)
+            elif kind == "silence":
+                self._check_silence(name, now, actions)
+            else:
+                self._place(name, now, actions)
+
+    def _check_silence(self, name: str, now: float, actions: list[Action]) -> None:
+        node = self.nodes[name]
+        if now - node.heard >= self.policy.silence:
+            reason = f"silent for {now - node.heard:.0f} s"
+            self._gone(ev.NodeGone(name, reason), now, actions)
+        else:
+            self._timers.set(("silence", name), node.heard + self.policy.silence)
+
+    def _stop(self, _: ev.Stopping, now: float, actions: list[Action]) -> None:
+        self._stopping = True
+        for task in list(self.tasks.values()):
+            if task.state == "waiting":
+                self._refuse(task, refusals.stopping(), now, actions)
+
+    # Placement
+
+    def _freed(self, node: NodeState, now: float, actions: list[Action]) -> None:
+        """Something on this node changed: look at whoever could use it."""
+        if node.running == 0:
+            self._ghosts.pop(node.report.node, None)
+            if node.draining:
+                actions.append(Release(node.report.node))
+        if not self.waiting:
+            return
+        models = {key.model for key in node.replicas}
+        waiting = [model for model in self.waiting if model in models]
+        # The model whose first request waits longest is first to have the device.
+        waiting.sort(key=lambda model: next(iter(self.waiting[model].values())).sequence)
+        for model in waiting:
+            self._place(model, now, actions)
+
+    def _place(self, model: str, now: float, actions: list[Action]) -> None:
+        """Start every waiting request of the model whose best replica is free."""
+        queue = self.waiting.get(model)
+        if not queue:
+            return
+        plan = Plan(self.replicas(model), self.answers, now)
+        untold = sum(not task.held for task in queue.values())
+        for task in list(queue.values()):
+            if plan.exhausted and task.held:
+                if not untold:
+                    break
+                continue
+            untold -= not task.held
+            choice = plan.choose(task)
+            if isinstance(choice, tuple):
+                self._hopeless(task, choice, now, actions)
+                continue
+            self._unreserve(task)
+            if choice.hold <= 0.0:
+                self._dispatch(task, choice, now, actions)
+            else:
+                self._hold(task, choice, now, actions)
+            plan.book(choice)
+
+    def _dispatch(self, task: Task, choice: Choice, now: float, actions: list[Action]) -> None:
+        replica, request = choice.replica, task.request
+        self._dequeue(task)
+        decision = choice.decision(now)
+        running = Running(task, replica, len(task.attempts) + 1, now, choice.estimate.total or 0.0)
+        rates = replica.learning.rates
+        parts = choice.estimate.signals
+        running.neighbours = replica.node.running + 1
+        running.decoding = parts.speed * _decode_share(
+            request.prompt_tokens / rates.prefill, self.answers.expect(request) / rates.decode
+        )
+        if not replica.resident and replica.loading_until <= 0.0:
+            replica.loading_until = now + parts.residency
+        self._dispatches += 1
+        replica.last_used = self._dispatches
+        replica.running[request.id] = running
+        replica.peak = max(replica.peak, len(replica.running))
+        replica.node.running += 1
+        task.current, task.decision, task.state = running, decision, "running"
+        task.attempts.append(
+            Attempt(
+                number=running.number,
+                replica=replica.key,
+                started=now,
+                predicted=running.predicted,
+            )
+        )
+        task.note(now, "running", f"{replica.key.node}/{replica.key.engine}: {decision.reason}")
+        actions.append(Dispatch(request.id, running.number, replica.target(), decision))
+
+    def _hold(self, task: Task, choice: Choice, now: float, actions: list[Action]) -> None:
+        wait = choice.hold
+        if not task.held:
+            task.held = True
+            expected = max(wait, self._expected_wait(task.request.model) or 0.0)
+            task.note(now, "waiting", f"for {choice.replica.key.node}, about {expected:.2f} s")
+            patience = task.request.patience or self.policy.patience
+            self._timers.set(("patience", task.request.id), task.arrived + patience)
+            actions.append(Hold(task.request.id, choice.replica.key, expected))
+        node = choice.replica.node
+        if choice.estimate.signals.memory > 0.0 and (
+            node.reserved is None or node.reserved.sequence > task.sequence
+        ):
+            until = now + (choice.estimate.total or 0.0)
+            node.reserved = Reservation(task.sequence, choice.replica.key, until)
+        resting = choice.replica.down_until > now
+        if choice.passed_over or resting or node.reserved is not None:
+            # No event may come that shows the plan to be too hopeful: look again by then.
+            self._timers.set(("place", task.request.model), now + max(0.05, wait))
+
+    def _hopeless(
+        self, task: Task, estimates: tuple[Estimate, ...], now: float, actions: list[Action]
+    ) -> None:
+        refusal = refusals.no_candidate(
+            task.request,
+            estimates,
+            known=task.request.model in self._remembered,
+            failure=task.last_failure,
+        )
+        self._refuse(task, refusal, now, actions)
+
+    def _expected_wait(self, model: str) -> float | None:
+        """Predicted seconds that a request of this model waits if it comes last now.
+
+        From the backlog, the slots, and the mean length of what runs: cheap enough to be asked
+        for every request that is refused. None if nothing runs from which to judge.
+        """
+        replicas = [r for r in self.replicas(model) if not signals.unreachable(r)]
+        lengths = [run.predicted for replica in replicas for run in replica.running.values()]
+        if not lengths:
+            return None
+        slots = sum(max(1, replica.spec.slots) for replica in replicas)
+        backlog = len(self.waiting.get(model, ())) + 0.5 * len(lengths)
+        return backlog / slots * sum(lengths) / len(lengths)
+
+    def _index(self) -> None:
+        """Replicas came or went: list them by model anew."""
+        self._homes = {}
+        for node in self.nodes.values():
+            for replica in node.replicas.values():
+                self._homes.setdefault(replica.key.model, []).append(replica)
+
+    # Book-keeping
+
+    def _running(self, request: str, attempt: int) -> Running | None:
+        """The attempt that an event speaks of; None if it was over before the event came."""
+        task = self.tasks.get(request)
+        running = task.current if task is not None else None
+        return running if running is not None and running.number == attempt else None
+
+    def _free(
+        self, running: Running, ending: AttemptEnding, failure: Failure | None, now: float
+    ) -> Attempt:
+        """Give the slot back and complete the attempt's record."""
+        task, replica = running.task, running.replica
+        del replica.running[task.request.id]
+        replica.node.running -= 1
+        if not replica.running:
+            replica.loading_until = 0.0
+        if replica.spec.residency == "absent" and not replica.running:
+            replica.node.replicas.pop(replica.key, None)
+            self._index()
+        task.current = None
+        task.attempts[-1] = structs.replace(
+            task.attempts[-1],
+            first_frame=running.first_frame,
+            ended=now,
+            ending=ending,
+            failure=failure,
+        )
+        return task.attempts[-1]
+
+    def _rest(self, replica: ReplicaState, now: float) -> None:
+        """Give a replica that failed a rest, longer each time, so that it is not hammered."""
+        rest = min(self.policy.rest_most, self.policy.rest * 2.0**replica.failures)
+        replica.failures += 1
+        replica.down_until = now + rest
+        self._timers.set(("place", replica.key.model), replica.down_until)
+
+    def _requeue(self, task: Task) -> None:
+        """Put a task back to its place by arrival."""
+        queue = self.waiting.setdefault(task.request.model, {})
+        queue[task.request.id] = task
+        ordered = sorted(queue.items(), key=lambda item: item[1].sequence)
+        queue.clear()
+        queue.update(ordered)
+
+    def _dequeue(self, task: Task) -> None:
+        queue = self.waiting.get(task.request.model)
+        if queue is not None and queue.pop(task.request.id, None) is not None and not queue:
+            del self.waiting[task.request.model]
+        self._unreserve(task)
+
+    def _unreserve(self, task: Task) -> None:
+        for node in self.nodes.values():
+            if node.reserved is not None and node.reserved.sequence == task.sequence:
+                node.reserved = None
+
+    def _refuse(self, task: Task, refusal: Refusal, now: float, actions: list[Action]) -> None:
+        actions.append(Refuse(task.request.id, refusal))
+        ending: Ending = "failed" if task.attempts else "rejected"
+        self._end(task, ending, now, actions, refusal=refusal)
+
+    def _end(
+        self,
+        task: Task,
+        ending: Ending,
+        now: float,
+        actions: list[Action],
+        *,
+        result: Result | None = None,
+        refusal: Refusal | None = None,
+    ) -> None:
+        self._dequeue(task)
+        del self.tasks[task.request.id]
+        self._timers.drop(("patience", task.request.id))
+        task.state = "ended"
+        task.note(now, ending, refusal.message if refusal is not None else "")
+        last = task.attempts[-1] if task.attempts else None
+        actions.append(
+            Record(
+                Outcome(
+                    request=task.request,
+                    ending=ending,
+                    arrived=task.arrived,
+                    ended=now,
+                    dispatched=last.started if last is not None else None,
+                    first_frame=last.first_frame if last is not None else None,
+                    attempts=tuple(task.attempts),
+                    decision=task.decision,
+                    result=result,
+                    refusal=refusal,
+                    story=tuple(task.story),
+                )
+            )
+        )
+
+
+def _decode_share(prefill: float, decode: float) -> float:
+    """How much of the time that the speed signal predicts is decoding."""
+    whole = prefill + decode
+    return decode / whole if whole > 0.0 else 0.0

@@ -1,0 +1,168 @@
+"""The seven signals of one candidate: why it would take how long, in seconds that add up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from herd.core import priors
+from herd.core.decision import Estimate, Exclusion, Signals
+from herd.core.fleet import ReplicaKey
+from herd.core.request import Request
+from herd.core.state import NodeState, ReplicaState
+
+#: A prompt's tokens are estimated from its bytes and may be this much too many.
+PROMPT_UNCERTAINTY = 1.25
+
+
+def exclusion(
+    request: Request, replica: ReplicaState, *, lenient: bool = False
+) -> Exclusion | None:
+    """Why the replica cannot serve the request; None if it can.
+
+    `lenient` leaves what a model can do to engines that check it themselves and refuse.
+    """
+    gone = unreachable(replica)
+    if gone:
+        return Exclusion("unreachable", gone)
+    engine, spec = replica.engine, replica.spec
+    if engine.kind not in request.kinds:
+        return Exclusion("incapable", f"{engine.kind} does not serve {request.endpoint}")
+    missing = request.needs.difference(spec.capabilities)
+    if missing and not (lenient and engine.kind in priors.CHECKS_CAPABILITIES):
+        return Exclusion("incapable", f"model lacks {', '.join(sorted(missing))}")
+    limit = context_limit(replica)
+    if limit and request.prompt_tokens > limit * PROMPT_UNCERTAINTY:
+        tokens = request.prompt_tokens
+        return Exclusion(
+            "context", f"prompt of about {tokens} tokens exceeds the context of {limit}"
+        )
+    return _too_big(replica)
+
+
+def unreachable(replica: ReplicaState) -> str:
+    """Why the replica can serve nobody now; empty if it can."""
+    if replica.node.draining:
+        return "node is leaving"
+    if not replica.engine.up:
+        return f"engine is down: {replica.engine.error or 'no reason given'}"
+    if replica.spec.residency == "absent":
+        return "model is no longer there"
+    return ""
+
+
+def context_limit(replica: ReplicaState) -> int:
+    """Tokens that a prompt may have here; 0 unknown. A fixed load is a limit, Ollama's is not."""
+    spec = replica.spec
+    if replica.engine.kind == "ollama":
+        return spec.context_length
+    return spec.loaded_context or spec.context_length
+
+
+def estimate(
+    request: Request, replica: ReplicaState, *, answer: float, wait: float, now: float
+) -> tuple[Estimate, float]:
+    """Predict the completion of a request for which a slot here is free after `wait` seconds.
+
+    `answer` is the expected number of tokens to generate. Also returns the seconds for which the
+    request would have to be held back: for the slot, for memory, or while the replica rests.
+    """
+    memory, memory_wait = _memory(replica, now)
+    hold = max(wait, memory_wait, replica.down_until - now, 0.0)
+    rates = replica.learning.rates
+    share = priors.slowdown(replica.engine.kind, replica.node.running + 1)
+    speed = rates.overhead + share * (request.prompt_tokens / rates.prefill + answer / rates.decode)
+    signals = Signals(
+        residency=_residency(replica, now),
+        memory=memory,
+        queue=hold + _bypass(replica) * speed,
+        speed=speed,
+        context=_context(request, replica),
+    )
+    return Estimate(replica=replica.key, signals=signals, total=signals.total), hold
+
+
+def slot_waits(replica: ReplicaState, now: float) -> list[float]:
+    """Predicted seconds until each slot that is taken is free again, soonest first."""
+    return sorted(running.remaining(now) for running in replica.running.values())
+
+
+def _bypass(replica: ReplicaState) -> float:
+    """Turns of others that come first on the engine, by its own count of what it runs.
+
+    What was running beyond the most that we had there since the last report came past Herd. It
+    adds to the prediction and blocks nothing: the count is seconds old, and the engine queues.
+    """
+    engine = replica.engine
+    if engine.running is None:
+        return 0.0
+    ours = sum(r.peak for r in replica.node.replicas.values() if r.key.engine == engine.id)
+    foreign = engine.running + (engine.waiting or 0) - ours
+    over = foreign + len(replica.running) - replica.spec.slots + 1
+    return max(0, min(foreign, over)) / max(1, replica.spec.slots)
+
+
+def _residency(replica: ReplicaState, now: float) -> float:
+    if replica.resident:
+        return 0.0
+    if replica.loading_until > 0.0:
+        # A load that takes longer than predicted is expected to be done any moment now.
+        return max(0.1, replica.loading_until - now)
+    return replica.learning.rates.load
+
+
+def _memory(replica: ReplicaState, now: float) -> tuple[float, float]:
+    """Seconds lost to evicting others, and seconds until evicting is possible."""
+    if replica.occupied:
+        return 0.0, 0.0
+    budget = priors.memory_budget(replica.node.report.hardware)
+    if budget is None:
+        return 0.0, 0.0
+    short = priors.memory_need(replica.spec) + _held(replica.node.siblings(replica)) - budget
+    if short <= 0.0:
+        return 0.0, 0.0
+    return _evict(replica.node, replica, short, now)
+
+
+def _evict(node: NodeState, replica: ReplicaState, short: float, now: float) -> tuple[float, float]:
+    """Free `short` bytes: idle models first, least recently used first, then busy ones."""
+    cost = wait = 0.0
+    others = [other for other in node.siblings(replica) if other.occupied]
+    others.sort(key=lambda other: (bool(other.running), other.last_used))
+    for other in others:
+        if short <= 0.0:
+            break
+        short -= priors.memory_need(other.spec)
+        cost += other.learning.rates.load
+        if other.running:
+            wait = max(wait, *slot_waits(other, now))
+    return cost, wait
+
+
+def _held(replicas: Iterable[ReplicaState]) -> float:
+    """Bytes in use. Names that share a digest share the weights, and count once."""
+    needs: dict[str | ReplicaKey, float] = {}
+    for other in replicas:
+        if other.occupied:
+            needs[other.spec.digest or other.key] = priors.memory_need(other.spec)
+    return sum(needs.values())
+
+
+def _too_big(replica: ReplicaState) -> Exclusion | None:
+    if replica.occupied or replica.engine.kind not in priors.LOADS_ON_DEMAND:
+        return None
+    budget = priors.memory_budget(replica.node.report.hardware)
+    need = priors.memory_need(replica.spec)
+    if budget is None or need <= budget:
+        return None
+    return Exclusion(
+        "too_big", f"model needs {need / 1e9:.1f} GB, device can give {budget / 1e9:.1f} GB"
+    )
+
+
+def _context(request: Request, replica: ReplicaState) -> float:
+    """Seconds of the reload that Ollama makes when a request wants another context."""
+    loaded = replica.spec.loaded_context
+    if replica.engine.kind != "ollama" or not replica.resident or not loaded:
+        return 0.0
+    wanted = request.context
+    return replica.learning.rates.load if wanted is not None and wanted != loaded else 0.0

@@ -1,0 +1,49 @@
+"""Named points in time, of which the driver only needs to know the earliest."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Literal
+
+TimerKind = Literal["patience", "silence", "place"]
+#: What a timer is for: its kind, and the request, node or model.
+TimerName = tuple[TimerKind, str]
+
+
+class Timers:
+    """A heap with lazy deletion; setting a name again moves it."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, TimerName]] = []
+        self._set: dict[TimerName, float] = {}
+        self._told: float | None = None
+
+    def set(self, name: TimerName, at: float) -> None:
+        """Let `name` come due at `at`, in place of any time set for it before."""
+        if self._set.get(name) != at:
+            self._set[name] = at
+            heapq.heappush(self._heap, (at, name))
+
+    def drop(self, name: TimerName) -> None:
+        """Forget `name`; it need not be set."""
+        self._set.pop(name, None)
+
+    def due(self, now: float) -> list[TimerName]:
+        """Take out everything that is due, in the order of its time."""
+        self._told = None
+        names = []
+        while self._heap and self._heap[0][0] <= now:
+            at, name = heapq.heappop(self._heap)
+            if self._set.get(name) == at:
+                del self._set[name]
+                names.append(name)
+        return names
+
+    def moved(self) -> float | None:
+        """The earliest time, if it is another one than was told before."""
+        while self._heap and self._set.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        if not self._heap or self._heap[0][0] == self._told:
+            return None
+        self._told = self._heap[0][0]
+        return self._told
