@@ -1,0 +1,1 @@
+"""Pure, incremental: bytes to types for each dialect, translation, metering, agent messages."""
