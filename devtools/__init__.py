@@ -1,0 +1,1 @@
+"""Tools for developing Herd; not part of the package."""

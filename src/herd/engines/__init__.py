@@ -1,0 +1,1 @@
+"""One adapter per engine: detect it and read what it has."""

@@ -1,0 +1,1 @@
+"""The I/O around the scheduler: driver, discovery, links, probing of URL nodes."""
