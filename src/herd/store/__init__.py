@@ -1,0 +1,1 @@
+"""Outcomes on disk, through one writer thread."""
