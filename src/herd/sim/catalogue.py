@@ -1,0 +1,197 @@
+"""The models that an emulated Ollama has on disk, under all their names, and its listings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from herd.core.names import canonical
+from herd.sim.gowords import Problem, stamp
+from herd.sim.spec import ModelSpec, Resident
+
+#: The year in which a model leaves that stays for ever: Ollama adds the longest Go duration.
+_FOREVER = 2**63 / 1e9
+
+_encode = msgspec.json.encode
+
+
+class Entry(Struct, frozen=True):
+    """A name of a model. Names made by copying share its weights, and so its place in memory."""
+
+    name: str
+    spec: ModelSpec
+    digest: str
+    modified: float
+
+
+class Catalogue:
+    """Names and what they stand for."""
+
+    def __init__(self, models: Iterable[ModelSpec]) -> None:
+        self._entries = {
+            canonical(model.name): Entry(
+                canonical(model.name), model, model.digest or _digest(model.name), model.modified
+            )
+            for model in models
+        }
+
+    def find(self, name: str) -> Entry | None:
+        """Return what a name stands for, in any spelling."""
+        return self._entries.get(canonical(name))
+
+    def entries(self) -> list[Entry]:
+        """Return everything, the newest first."""
+        return sorted(self._entries.values(), key=lambda entry: -entry.modified)
+
+    def copy(self, source: str, destination: str, now: float) -> None:
+        """Give a model a further name; raises `Problem` 404."""
+        entry = self.find(source)
+        if entry is None:
+            raise Problem(404, f'model "{source}" not found')
+        name = canonical(destination)
+        self._entries[name] = Entry(name, entry.spec, entry.digest, now)
+
+    def delete(self, name: str) -> Entry:
+        """Forget a name and return what it was; raises `Problem` 404."""
+        entry = self._entries.pop(canonical(name), None)
+        if entry is None:
+            raise Problem(404, f"model '{name}' not found")
+        return entry
+
+    def create(self, name: str, source: str, system: str, now: float) -> list[str]:
+        """Make a model from another; return the steps that Ollama tells; raises `Problem`."""
+        entry = self.find(source)
+        if entry is None:
+            raise Problem(404, f"model '{source}' not found")
+        made = canonical(name)
+        digest = _digest(f"{entry.digest} {system}")
+        self._entries[made] = Entry(made, entry.spec, digest, now)
+        layers = [
+            f"using existing layer sha256:{_digest(f'{entry.digest} weights')}",
+            f"using existing layer sha256:{_digest(f'{entry.digest} template')}",
+            *([f"creating new layer sha256:{_digest(system)}"] if system else []),
+            f"using existing layer sha256:{_digest(f'{entry.digest} parameters')}",
+        ]
+        return [*layers, "writing manifest", "success"]
+
+    def others(self, entry: Entry) -> bool:
+        """Whether another name stands for the same weights."""
+        return any(each.spec.name == entry.spec.name for each in self._entries.values())
+
+
+def tags(catalogue: Catalogue) -> bytes:
+    """Return the body of GET /api/tags."""
+    rows = [
+        {
+            "name": entry.name,
+            "model": entry.name,
+            "modified_at": stamp(entry.modified),
+            "size": entry.spec.weight_bytes,
+            "digest": entry.digest,
+            "details": {
+                **_details(entry.spec),
+                "context_length": entry.spec.context_length,
+                "embedding_length": entry.spec.embedding_length,
+            },
+            "capabilities": entry.spec.capabilities,
+        }
+        for entry in catalogue.entries()
+    ]
+    return _encode({"models": rows})
+
+
+def running(residents: Iterable[tuple[Entry, Resident]], now: float, *, gpu: bool) -> bytes:
+    """Return the body of GET /api/ps. The entry is the name by which the model was loaded."""
+    rows = [
+        (
+            _expiry(resident, now),
+            {
+                "name": entry.name,
+                "model": entry.name,
+                "size": resident.memory_bytes,
+                "digest": entry.digest,
+                "details": _details(entry.spec),
+                "expires_at": stamp(_expiry(resident, now)),
+                "size_vram": resident.memory_bytes if gpu else 0,
+                "context_length": resident.context,
+            },
+        )
+        for entry, resident in residents
+    ]
+    rows.sort(key=lambda row: -row[0])
+    return _encode({"models": [row for _, row in rows]})
+
+
+def show(entry: Entry) -> bytes:
+    """Return the body of POST /api/show. The weights' own facts are few: there are none."""
+    spec = entry.spec
+    family = spec.family
+    return _encode(
+        {
+            "modelfile": f'# Modelfile generated by "ollama show"\nFROM {entry.name}\n',
+            "parameters": "num_gpu                        0",
+            "template": "{{ .Prompt }}",
+            "details": _details(spec),
+            "model_info": {
+                "general.architecture": family,
+                "general.basename": entry.name.partition(":")[0],
+                "general.file_type": 3,
+                "general.parameter_count": spec.parameters,
+                "general.quantization_version": 2,
+                f"{family}.block_count": 1,
+                f"{family}.context_length": spec.context_length,
+                f"{family}.embedding_length": spec.embedding_length,
+                "tokenizer.ggml.tokens": None,
+            },
+            "tensors": [
+                {"name": "output_norm.weight", "type": "F32", "shape": [spec.embedding_length]}
+            ],
+            "capabilities": spec.capabilities,
+            "modified_at": stamp(entry.modified),
+        }
+    )
+
+
+def openai_models(catalogue: Catalogue) -> bytes:
+    """Return the body of GET /v1/models; `data` is null when there are none."""
+    rows = [_openai_row(entry) for entry in catalogue.entries()]
+    return _encode({"object": "list", "data": rows or None}) + b"\n"
+
+
+def openai_model(entry: Entry) -> bytes:
+    """Return the body of GET /v1/models/{model}."""
+    return _encode(_openai_row(entry)) + b"\n"
+
+
+def _openai_row(entry: Entry) -> dict[str, Any]:
+    return {
+        "id": entry.name,
+        "object": "model",
+        "created": int(entry.modified),
+        "owned_by": "library",
+    }
+
+
+def _details(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": spec.family,
+        "families": [spec.family],
+        "parameter_size": spec.parameter_size,
+        "quantization_level": spec.quantization,
+    }
+
+
+def _expiry(resident: Resident, now: float) -> float:
+    if resident.keep_alive < 0:
+        return now + _FOREVER
+    return resident.expires if resident.expires is not None else now + resident.keep_alive
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
