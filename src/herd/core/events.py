@@ -5,13 +5,14 @@ from __future__ import annotations
 from msgspec import Struct
 
 from herd.core.fleet import Load, NodeReport
-from herd.core.request import Failure, Request, Result
+from herd.core.request import Failure, Prefix, Request, Result
 
 
 class RequestArrived(Struct, frozen=True):
-    """A client asks."""
+    """A client asks. The prefix is for finding it in caches; it is not kept in the record."""
 
     request: Request
+    prefix: Prefix = Prefix()
 
 
 class FirstFrame(Struct, frozen=True):

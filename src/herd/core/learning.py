@@ -98,12 +98,19 @@ class ReplicaLearning:
         self._refresh()
 
     def learn(
-        self, *, request: Request, attempt: Attempt, result: Result, kind: EngineKind, running: int
+        self,
+        *,
+        request: Request,
+        attempt: Attempt,
+        result: Result,
+        kind: EngineKind,
+        running: int,
+        cold: bool = False,
     ) -> None:
         """Learn from a completed attempt that had `running` requests on its device, itself one.
 
         The engine's own durations are used where it tells them; else the relay's, in which
-        prefill and load cannot be told apart, so a cold start teaches no prefill rate.
+        prefill and load cannot be told apart, so a `cold` start teaches no prefill rate.
         """
         if attempt.ended is None:
             return
@@ -112,32 +119,26 @@ class ReplicaLearning:
         waited = first - attempt.started
         share = priors.slowdown(kind, running)
         fresh = (usage.prompt_tokens or request.prompt_tokens) - (usage.cached_tokens or 0)
+        told = timings.prefill is not None
         prefill = timings.prefill if timings.prefill is not None else waited
         if timings.load is not None and timings.load >= priors.LOAD_LEAST:
             self._load.add(timings.load, self._prior.load)
-        elif fresh >= PREFILL_LEAST and (request.stream or timings.prefill is not None):
+        elif fresh >= PREFILL_LEAST and (told or (request.stream and not cold)):
             self._prefill.add(prefill, share * fresh / self._prior.prefill)
         if timings.prefill is not None and request.stream:
             self._overhead.add(max(0.0, waited - timings.prefill - (timings.load or 0.0)))
         tokens = usage.completion_tokens or 0
         if tokens >= DECODE_LEAST:
-            self._learn_decode(request, attempt, result, tokens, share)
+            predicted = share * tokens / self._prior.decode
+            if timings.decode is not None:
+                self._decode.add(timings.decode, predicted)
+            elif request.stream and attempt.first_frame is not None:
+                # The first token came with the prefill.
+                self._decode.add(attempt.ended - first, predicted * (tokens - 1) / tokens)
+            elif not cold:
+                begun = self._rates.overhead + share * max(0, fresh) / self._rates.prefill
+                self._decode.add(waited - begun, predicted)
         self._refresh()
-
-    def _learn_decode(
-        self, request: Request, attempt: Attempt, result: Result, tokens: int, share: float
-    ) -> None:
-        decode = result.timings.decode
-        predicted = share * tokens / self._prior.decode
-        if decode is None and attempt.ended is not None:
-            if request.stream and attempt.first_frame is not None:
-                decode = attempt.ended - attempt.first_frame
-                predicted *= (tokens - 1) / tokens  # the first token came with the prefill
-            else:
-                fresh = (result.usage.prompt_tokens or request.prompt_tokens) / self._rates.prefill
-                decode = attempt.ended - attempt.started - share * fresh
-        if decode is not None:
-            self._decode.add(decode, predicted)
 
     def _refresh(self) -> None:
         prior = self._prior
@@ -164,8 +165,8 @@ class AnswerLengths:
         mean = self._means.get((request.model, request.operation))
         expected = mean.value if mean is not None else float(priors.ANSWER_TOKENS)
         if request.max_tokens is not None:
-            expected = min(expected, float(request.max_tokens))
-        return max(1.0, expected)
+            expected = min(expected, request.max_tokens)
+        return max(1.0, float(expected))
 
     def add(self, request: Request, tokens: int) -> None:
         """Learn from an answer that ended by itself or by the client's limit."""

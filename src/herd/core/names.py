@@ -13,7 +13,7 @@ def canonical(name: str) -> str:
     `/models/Qwen3-8B` is `qwen3-8b:latest`. An empty name stays empty.
     """
     text = name.strip().lower()
-    if text.startswith(("/", "./", "~")) or text[1:3] == ":\\":
+    if text.startswith(("/", "./", ".\\", "~")) or text[1:3] in {":\\", ":/"}:
         text = text.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
         text = text.removesuffix(".gguf")
     for prefix in _REGISTRY_PREFIXES:

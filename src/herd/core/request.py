@@ -43,6 +43,14 @@ class Request(Struct, frozen=True, kw_only=True):
     patience: float | None = None
 
 
+class Prefix(Struct, frozen=True):
+    """A prompt as chained hashes of its leading blocks: equal hashes, equal text up to there."""
+
+    hashes: tuple[int, ...] = ()
+    #: Tokens in a block, as estimated; the last, incomplete block has no hash.
+    block: int = 0
+
+
 class Usage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Tokens by the engine's own count; None where it did not say."""
 

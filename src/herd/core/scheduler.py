@@ -115,12 +115,20 @@ class Scheduler:
         self.tasks[request.id] = task
         if self._stopping:
             self._refuse(task, refusals.stopping(), now, actions)
-        elif self.waiting_count >= self.policy.max_waiting:
-            wait = self._expected_wait(request.model)
+        elif self.waiting_count >= self.policy.max_waiting and self._would_wait(task, now):
+            wait = self._expected_wait(task)
             self._refuse(task, refusals.queue_full(self.policy.max_waiting, wait), now, actions)
         else:
             self.waiting.setdefault(request.model, {})[request.id] = task
             self._place(request.model, now, actions)
+
+    def _would_wait(self, task: Task, now: float) -> bool:
+        """Whether it would join a queue; False also if no replica can serve it at all."""
+        model = task.request.model
+        if model in self.waiting:
+            return True
+        choice = Plan(self.replicas(model), self.answers, now).choose(task)
+        return isinstance(choice, Choice) and choice.hold > 0.0
 
     def _first_frame(self, event: ev.FirstFrame, now: float, _: list[Action]) -> None:
         running = self._running(event.request, event.attempt)
@@ -128,7 +136,7 @@ class Scheduler:
             return
         running.first_frame = now
         running.expected_end = now + running.decoding
-        running.replica.loading_until = 0.0
+        running.replica.answered()
         running.task.state = "streaming"
         running.task.note(now, "streaming")
 
@@ -140,12 +148,14 @@ class Scheduler:
         attempt = self._free(running, "completed", None, now)
         replica.failures = 0
         replica.down_until = 0.0
+        replica.answered(unloaded=result.finish_reason == "unload")
         replica.learning.learn(
             request=task.request,
             attempt=attempt,
             result=result,
             kind=replica.engine.kind,
             running=running.neighbours,
+            cold=running.cold,
         )
         if result.usage.completion_tokens is not None and task.request.operation != "embedding":
             self.answers.add(task.request, result.usage.completion_tokens)
@@ -169,6 +179,7 @@ class Scheduler:
             self._refuse(task, refusals.engine_failed(failure), now, actions)
         else:
             task.state = "waiting"
+            task.since = now
             task.held = False
             self._requeue(task)
             self._place(task.request.model, now, actions)
@@ -225,6 +236,7 @@ class Scheduler:
         if node is None:
             return
         self._index()
+        node.reserved = None
         if node.running:
             self._ghosts[name] = node
         self._timers.drop(("silence", name))
@@ -256,8 +268,8 @@ class Scheduler:
             if kind == "patience":
                 task = self.tasks.get(name)
                 if task is not None and task.state == "waiting":
-                    waited = now - task.arrived
-                    wait = self._expected_wait(task.request.model)
+                    waited = now - task.since
+                    wait = self._expected_wait(task)
                     self._refuse(task, refusals.expired(waited, wait), now, actions)
             elif kind == "silence":
                 self._check_silence(name, now, actions)
@@ -266,7 +278,8 @@ class Scheduler:
 
     def _check_silence(self, name: str, now: float, actions: list[Action]) -> None:
         node = self.nodes[name]
-        if now - node.heard >= self.policy.silence:
+        # The very sum that set the timer: rounding must not make it come due and find nothing.
+        if now >= node.heard + self.policy.silence:
             reason = f"silent for {now - node.heard:.0f} s"
             self._gone(ev.NodeGone(name, reason), now, actions)
         else:
@@ -312,16 +325,18 @@ class Scheduler:
             if isinstance(choice, tuple):
                 self._hopeless(task, choice, now, actions)
                 continue
-            self._unreserve(task)
             if choice.hold <= 0.0:
                 self._dispatch(task, choice, now, actions)
+            elif self._stopping:
+                self._refuse(task, refusals.stopping(), now, actions)
+                continue
             else:
                 self._hold(task, choice, now, actions)
             plan.book(choice)
 
     def _dispatch(self, task: Task, choice: Choice, now: float, actions: list[Action]) -> None:
         replica, request = choice.replica, task.request
-        self._dequeue(task)
+        self._dequeue(task, now)
         decision = choice.decision(now)
         running = Running(task, replica, len(task.attempts) + 1, now, choice.estimate.total or 0.0)
         rates = replica.learning.rates
@@ -330,7 +345,11 @@ class Scheduler:
         running.decoding = parts.speed * _decode_share(
             request.prompt_tokens / rates.prefill, self.answers.expect(request) / rates.decode
         )
-        if not replica.resident and replica.loading_until <= 0.0:
+        running.cold = parts.residency > 0.0
+        if running.cold and replica.loading_until <= 0.0:
+            for other in signals.evicted_by(replica):
+                if other.key.engine == replica.key.engine:
+                    other.evicted()
             replica.loading_until = now + parts.residency
         self._dispatches += 1
         replica.last_used = self._dispatches
@@ -353,21 +372,29 @@ class Scheduler:
         wait = choice.hold
         if not task.held:
             task.held = True
-            expected = max(wait, self._expected_wait(task.request.model) or 0.0)
+            expected = wait
+            if len(self.waiting[task.request.model]) > 1:
+                expected = max(wait, self._expected_wait(task) or 0.0)
             task.note(now, "waiting", f"for {choice.replica.key.node}, about {expected:.2f} s")
-            patience = task.request.patience or self.policy.patience
-            self._timers.set(("patience", task.request.id), task.arrived + patience)
+            patience = task.request.patience
+            if patience is None:
+                patience = self.policy.patience
+            self._timers.set(("patience", task.request.id), task.since + patience)
             actions.append(Hold(task.request.id, choice.replica.key, expected))
         node = choice.replica.node
-        if choice.estimate.signals.memory > 0.0 and (
-            node.reserved is None or node.reserved.sequence > task.sequence
+        self._unreserve(task, now, but=node)
+        resting = choice.replica.down_until > now
+        # A replica that rests would not use the memory yet.
+        if (
+            choice.estimate.signals.memory > 0.0
+            and not resting
+            and (node.reserved is None or node.reserved.sequence >= task.sequence)
         ):
             until = now + (choice.estimate.total or 0.0)
             node.reserved = Reservation(task.sequence, choice.replica.key, until)
-        resting = choice.replica.down_until > now
         if choice.passed_over or resting or node.reserved is not None:
             # No event may come that shows the plan to be too hopeful: look again by then.
-            self._timers.set(("place", task.request.model), now + max(0.05, wait))
+            self._timers.bring_forward(("place", task.request.model), now + max(0.05, wait))
 
     def _hopeless(
         self, task: Task, estimates: tuple[Estimate, ...], now: float, actions: list[Action]
@@ -380,18 +407,20 @@ class Scheduler:
         )
         self._refuse(task, refusal, now, actions)
 
-    def _expected_wait(self, model: str) -> float | None:
-        """Predicted seconds that a request of this model waits if it comes last now.
+    def _expected_wait(self, task: Task) -> float | None:
+        """Predicted seconds that this request waits if all others of its model come first.
 
         From the backlog, the slots, and the mean length of what runs: cheap enough to be asked
         for every request that is refused. None if nothing runs from which to judge.
         """
-        replicas = [r for r in self.replicas(model) if not signals.unreachable(r)]
+        request = task.request
+        replicas = [r for r in self.replicas(request.model) if not signals.unreachable(r)]
         lengths = [run.predicted for replica in replicas for run in replica.running.values()]
         if not lengths:
             return None
         slots = sum(max(1, replica.spec.slots) for replica in replicas)
-        backlog = len(self.waiting.get(model, ())) + 0.5 * len(lengths)
+        queue = self.waiting.get(request.model, {})
+        backlog = len(queue) - (request.id in queue) + 0.5 * len(lengths)
         return backlog / slots * sum(lengths) / len(lengths)
 
     def _index(self) -> None:
@@ -433,10 +462,10 @@ class Scheduler:
 
     def _rest(self, replica: ReplicaState, now: float) -> None:
         """Give a replica that failed a rest, longer each time, so that it is not hammered."""
-        rest = min(self.policy.rest_most, self.policy.rest * 2.0**replica.failures)
+        rest = min(self.policy.rest_most, self.policy.rest * 2.0 ** min(replica.failures, 60))
         replica.failures += 1
         replica.down_until = now + rest
-        self._timers.set(("place", replica.key.model), replica.down_until)
+        self._timers.bring_forward(("place", replica.key.model), replica.down_until)
 
     def _requeue(self, task: Task) -> None:
         """Put a task back to its place by arrival."""
@@ -446,16 +475,21 @@ class Scheduler:
         queue.clear()
         queue.update(ordered)
 
-    def _dequeue(self, task: Task) -> None:
+    def _dequeue(self, task: Task, now: float) -> None:
         queue = self.waiting.get(task.request.model)
         if queue is not None and queue.pop(task.request.id, None) is not None and not queue:
             del self.waiting[task.request.model]
-        self._unreserve(task)
+        self._unreserve(task, now)
 
-    def _unreserve(self, task: Task) -> None:
+    def _unreserve(self, task: Task, now: float, *, but: NodeState | None = None) -> None:
+        """Give up what the task has reserved; whoever stood back for it is looked at again."""
         for node in self.nodes.values():
-            if node.reserved is not None and node.reserved.sequence == task.sequence:
-                node.reserved = None
+            reserved = node.reserved
+            if node is but or reserved is None or reserved.sequence != task.sequence:
+                continue
+            node.reserved = None
+            for model in {key.model for key in node.replicas} & self.waiting.keys():
+                self._timers.bring_forward(("place", model), now)
 
     def _refuse(self, task: Task, refusal: Refusal, now: float, actions: list[Action]) -> None:
         actions.append(Refuse(task.request.id, refusal))
@@ -472,7 +506,7 @@ class Scheduler:
         result: Result | None = None,
         refusal: Refusal | None = None,
     ) -> None:
-        self._dequeue(task)
+        self._dequeue(task, now)
         del self.tasks[task.request.id]
         self._timers.drop(("patience", task.request.id))
         task.state = "ended"

@@ -8,7 +8,7 @@ from herd.core import priors
 from herd.core.decision import Estimate, Exclusion, Signals
 from herd.core.fleet import ReplicaKey
 from herd.core.request import Request
-from herd.core.state import NodeState, ReplicaState
+from herd.core.state import ReplicaState
 
 #: A prompt's tokens are estimated from its bytes and may be this much too many.
 PROMPT_UNCERTAINTY = 1.25
@@ -72,7 +72,7 @@ def estimate(
     share = priors.slowdown(replica.engine.kind, replica.node.running + 1)
     speed = rates.overhead + share * (request.prompt_tokens / rates.prefill + answer / rates.decode)
     signals = Signals(
-        residency=_residency(replica, now),
+        residency=_residency(replica, now, hold),
         memory=memory,
         queue=hold + _bypass(replica) * speed,
         speed=speed,
@@ -84,6 +84,26 @@ def estimate(
 def slot_waits(replica: ReplicaState, now: float) -> list[float]:
     """Predicted seconds until each slot that is taken is free again, soonest first."""
     return sorted(running.remaining(now) for running in replica.running.values())
+
+
+def evicted_by(replica: ReplicaState) -> list[ReplicaState]:
+    """Models that loading this one puts out of memory: idle ones, longest unused first, then busy.
+
+    None if it is there already, if there is room, or if the device's memory is unknown.
+    """
+    budget = priors.memory_budget(replica.node.report.hardware)
+    if replica.occupied or budget is None:
+        return []
+    others = [other for other in replica.node.siblings(replica) if other.occupied]
+    short = priors.memory_need(replica.spec) + _held(others) - budget
+    others.sort(key=lambda other: (bool(other.running), other.last_used))
+    out = []
+    for other in others:
+        if short <= 0.0:
+            break
+        short -= priors.memory_need(other.spec)
+        out.append(other)
+    return out
 
 
 def _bypass(replica: ReplicaState) -> float:
@@ -101,41 +121,22 @@ def _bypass(replica: ReplicaState) -> float:
     return max(0, min(foreign, over)) / max(1, replica.spec.slots)
 
 
-def _residency(replica: ReplicaState, now: float) -> float:
+def _residency(replica: ReplicaState, now: float, hold: float) -> float:
     if replica.resident:
         return 0.0
     if replica.loading_until > 0.0:
-        # A load that takes longer than predicted is expected to be done any moment now.
-        return max(0.1, replica.loading_until - now)
+        # A load that takes longer than predicted is expected to be done any moment now. It goes on
+        # while the request is held back.
+        return max(0.0, max(0.1, replica.loading_until - now) - hold)
     return replica.learning.rates.load
 
 
 def _memory(replica: ReplicaState, now: float) -> tuple[float, float]:
     """Seconds lost to evicting others, and seconds until evicting is possible."""
-    if replica.occupied:
-        return 0.0, 0.0
-    budget = priors.memory_budget(replica.node.report.hardware)
-    if budget is None:
-        return 0.0, 0.0
-    short = priors.memory_need(replica.spec) + _held(replica.node.siblings(replica)) - budget
-    if short <= 0.0:
-        return 0.0, 0.0
-    return _evict(replica.node, replica, short, now)
-
-
-def _evict(node: NodeState, replica: ReplicaState, short: float, now: float) -> tuple[float, float]:
-    """Free `short` bytes: idle models first, least recently used first, then busy ones."""
-    cost = wait = 0.0
-    others = [other for other in node.siblings(replica) if other.occupied]
-    others.sort(key=lambda other: (bool(other.running), other.last_used))
-    for other in others:
-        if short <= 0.0:
-            break
-        short -= priors.memory_need(other.spec)
-        cost += other.learning.rates.load
-        if other.running:
-            wait = max(wait, *slot_waits(other, now))
-    return cost, wait
+    out = evicted_by(replica)
+    cost = sum(other.learning.rates.load for other in out)
+    waits = [wait for other in out for wait in slot_waits(other, now)]
+    return cost, max(waits, default=0.0)
 
 
 def _held(replicas: Iterable[ReplicaState]) -> float:

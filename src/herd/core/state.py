@@ -10,7 +10,7 @@ from msgspec import Struct, structs
 from herd.core import priors
 from herd.core.actions import Target
 from herd.core.decision import Decision
-from herd.core.fleet import EngineReport, Load, NodeReport, Replica, ReplicaKey
+from herd.core.fleet import EngineReport, Load, NodeReport, Replica, ReplicaKey, Residency
 from herd.core.learning import ReplicaLearning
 from herd.core.request import Attempt, Failure, Request, Transition
 
@@ -30,6 +30,7 @@ class Task:
         "last_failure",
         "request",
         "sequence",
+        "since",
         "state",
         "story",
         "tried",
@@ -40,6 +41,8 @@ class Task:
         #: Order of arrival; kept over retries, so that a retry does not lose its place.
         self.sequence = sequence
         self.arrived = now
+        #: When it began to wait: at its arrival, or when its last attempt failed.
+        self.since = now
         self.state: TaskState = "waiting"
         self.attempts: list[Attempt] = []
         #: The running attempt.
@@ -60,6 +63,7 @@ class Running:
     """An attempt that occupies a slot."""
 
     __slots__ = (
+        "cold",
         "decoding",
         "expected_end",
         "first_frame",
@@ -85,6 +89,8 @@ class Running:
         self.decoding = 0.0
         #: Requests on the device when it started, itself included.
         self.neighbours = 1
+        #: The model had to be loaded first.
+        self.cold = False
 
     def remaining(self, now: float) -> float:
         """Predicted seconds until it ends; one that is overdue is expected to go on a while."""
@@ -134,13 +140,24 @@ class ReplicaState:
 
     def update(self, engine: EngineReport, spec: Replica) -> None:
         """Take a newer report in."""
-        if spec != self.spec:
-            self.learning.reprime(priors.rates(self.node.report.hardware, spec))
+        self.learning.reprime(priors.rates(self.node.report.hardware, spec))
         self.engine = engine
         self.spec = spec
         if spec.residency == "resident":
             self.loading_until = 0.0
         self.peak = len(self.running)
+
+    def answered(self, *, unloaded: bool = False) -> None:
+        """It has answered, so its model is in memory (or just left it) before a report says so."""
+        self.loading_until = 0.0
+        residency: Residency = "disk" if unloaded else "resident"
+        if self.spec.residency not in {residency, "absent"}:
+            self.spec = structs.replace(self.spec, residency=residency)
+
+    def evicted(self) -> None:
+        """A load that was just caused needs its memory: it goes before a report says so."""
+        if self.resident:
+            self.spec = structs.replace(self.spec, residency="disk", loaded_context=0)
 
     @property
     def resident(self) -> bool:
@@ -216,6 +233,8 @@ class NodeState:
                 state.spec = structs.replace(state.spec, residency="absent")
             else:
                 del self.replicas[key]
+        if self.reserved is not None and self.reserved.replica not in self.replicas:
+            self.reserved = None
         return before != set(self.replicas)
 
     def _keep_down(self, engine: EngineReport, listed: set[ReplicaKey]) -> None:

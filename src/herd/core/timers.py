@@ -9,6 +9,9 @@ TimerKind = Literal["patience", "silence", "place"]
 #: What a timer is for: its kind, and the request, node or model.
 TimerName = tuple[TimerKind, str]
 
+#: Dropped entries that the heap may hold beyond as many as are set, before it is swept.
+_SPARE = 64
+
 
 class Timers:
     """A heap with lazy deletion; setting a name again moves it."""
@@ -23,6 +26,14 @@ class Timers:
         if self._set.get(name) != at:
             self._set[name] = at
             heapq.heappush(self._heap, (at, name))
+            if len(self._heap) > 2 * len(self._set) + _SPARE:
+                self._heap = [(at, name) for name, at in self._set.items()]
+                heapq.heapify(self._heap)
+
+    def bring_forward(self, name: TimerName, at: float) -> None:
+        """Let `name` come due at `at`, unless it is due sooner."""
+        if self._set.get(name, at) >= at:
+            self.set(name, at)
 
     def drop(self, name: TimerName) -> None:
         """Forget `name`; it need not be set."""

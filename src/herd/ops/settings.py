@@ -21,6 +21,8 @@ from herd.core.fleet import Hardware
 APP = "herd"
 ROUTER_PORT = 11435
 DOOR_PORT = 11436
+#: Settings that are JSON objects where they stand in the environment.
+_OBJECTS = frozenset({"slots", "hardware"})
 
 
 def default_data_dir() -> Path:
@@ -75,6 +77,8 @@ class NodeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: str = ""
     #: Further ports or URLs on this machine at which an engine may listen.
     engines: tuple[str, ...] = ()
+    #: Ask the usual ports of all engines too.
+    scan: bool = True
     #: `auto` lets the router connect to engines that listen beyond loopback themselves.
     door: Literal["auto", "always"] = "auto"
     door_host: str = "0.0.0.0"  # noqa: S104 - the router is on another machine
@@ -131,6 +135,7 @@ def _load(
         try:
             # The environment has only strings: not strict means that numbers are read from them.
             msgspec.convert(merged, kind, strict=False, dec_hook=_decode)
+            _check_hardware(merged.get("hardware"))
         except msgspec.ValidationError as error:
             raise SettingsError(f"setting in {source}: {error}") from error
     return msgspec.convert(merged, kind, strict=False, dec_hook=_decode)
@@ -140,6 +145,16 @@ def _decode(kind: type, value: Any) -> Any:
     if kind is Path:
         return Path(value).expanduser()
     raise NotImplementedError(kind)
+
+
+def _check_hardware(declared: Any) -> None:
+    """Refuse misspelt keys, which `Hardware` itself lets pass, as newer agents may have more."""
+    known = {field.name for field in msgspec.structs.fields(Hardware)}
+    unknown = set(declared) - known if isinstance(declared, dict) else set()
+    if unknown:
+        raise msgspec.ValidationError(
+            f"Object contains unknown field `{min(unknown)}` - at `$.hardware`"
+        )
 
 
 def _from_file(
@@ -157,7 +172,10 @@ def _from_file(
     unknown = set(document) - {"router", "node"}
     if unknown:
         raise SettingsError(f"{path}: unknown section {min(unknown)!r}")
-    return str(path), dict(document.get(section, {}))
+    values = document.get(section, {})
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: {section!r} must be a section, [{section}]")
+    return str(path), values
 
 
 def _from_environment(
@@ -173,8 +191,11 @@ def _from_environment(
             continue
         if field.name == "engines":
             values[field.name] = [part for part in text.replace(",", " ").split() if part]
-        elif text[:1] in "{[":
-            values[field.name] = msgspec.json.decode(text)
+        elif field.name in _OBJECTS:
+            try:
+                values[field.name] = msgspec.json.decode(text)
+            except msgspec.DecodeError as error:
+                raise SettingsError(f"{name} in the environment: {error}") from error
         else:
             values[field.name] = text
     return values

@@ -53,7 +53,9 @@ class Meter:
         self.error: str | None = None
         self.result = Result()
         self._form = form
-        self._separator = b"\n" if form == "ollama" else b"\n\n"
+        self._separators = (b"\n",) if form == "ollama" else (b"\n\n", b"\r\n\r\n")
+        self._separator = self._separators[0]
+        self._head = b""
         self._pending = b""
         self._tail: list[bytes] = []
         self._tail_size = 0
@@ -79,10 +81,9 @@ class Meter:
     def finish(self, now: float) -> bytes:  # noqa: ARG002 - a translator needs it
         """Read the end; return what was held back, unless it is the stump of a frame."""
         left, self._pending = self._pending, b""
-        self._tail.append(left)
-        tail = b"".join(self._tail)
+        ending = _ENDINGS[self._form](b"".join([self._head, *self._tail, left]))
         self._tail = []
-        ending = _ENDINGS[self._form](tail)
+        left = left if ending.complete or ending.error is not None else b""
         self.complete = ending.complete
         self.error = ending.error
         self.result = Result(
@@ -92,21 +93,23 @@ class Meter:
             bytes_out=self._bytes + len(left),
             frames=self._frames,
         )
-        return left if self.complete or self.error is not None else b""
+        return left
 
     def _hold_back(self, data: bytes) -> bytes:
-        """Keep the part behind the last whole frame."""
-        if self._form != "ollama" and data.endswith(b"\r\n\r\n"):
-            return data
-        cut = data.rfind(self._separator) + len(self._separator)
-        if cut < len(self._separator):
-            crlf = data.rfind(b"\r\n\r\n")
-            cut = crlf + 4 if self._form != "ollama" and crlf >= 0 else 0
+        """Keep the part behind the last whole frame; an engine has either separator."""
+        cut = 0
+        for separator in self._separators:
+            found = data.rfind(separator)
+            if found >= cut:
+                cut, self._separator = found + len(separator), separator
         self._pending = data[cut:]
         return data[:cut]
 
     def _cut(self) -> None:
+        """Forget what is far from the end, save the first frame, where Anthropic tells of usage."""
         tail = b"".join(self._tail)
+        if self._form == "anthropic" and not self._head:
+            self._head = tail[: tail.find(self._separator) + len(self._separator)]
         cut = len(tail)
         for _ in range(_FRAMES + 1):
             cut = tail.rfind(self._separator, 0, cut)
@@ -121,9 +124,8 @@ class Meter:
 
 def measure(form: Form, body: bytes) -> Result:
     """Read the usage of an answer that came whole; an answer without any gives an empty result."""
-    try:
-        found = _whole.decode(body)
-    except msgspec.DecodeError:
+    found = _decode(body)
+    if found is None:
         return Result(bytes_out=len(body))
     if form == "ollama":
         usage, timings, reason = found.ollama_usage(), found.ollama_timings(), found.done_reason
@@ -185,14 +187,12 @@ class _Ending(Struct):
 
 
 _frame = msgspec.json.Decoder(_Frame)
-_whole = _frame
 
 
 def _ollama_ending(tail: bytes) -> _Ending:
     line = tail.rstrip(b"\n").rpartition(b"\n")[2]
-    try:
-        last = _frame.decode(line)
-    except msgspec.DecodeError:
+    last = _decode(line)
+    if last is None:
         return _Ending()
     if last.error is not None:
         return _Ending(error=_text(last.error))
@@ -219,6 +219,8 @@ def _openai_ending(tail: bytes) -> _Ending:
             ending.usage = _usage(found.usage)
         if found.timings is not None:
             ending.timings = _timings(found.timings)
+            if ending.usage == Usage():
+                ending.usage = _timed(found.timings)
         ending.finish_reason = _finish_reason(found.choices) or ending.finish_reason
     ending.complete = ending.complete and ending.error is None
     return ending
@@ -226,18 +228,23 @@ def _openai_ending(tail: bytes) -> _Ending:
 
 def _anthropic_ending(tail: bytes) -> _Ending:
     ending = _Ending()
+    usage: dict[str, Any] = {}
     for data in _events(tail):
         found = _decode(data)
         if found is None:
             continue
         if found.type == "message_stop":
             ending.complete = True
+        elif found.type == "message_start" and isinstance(found.message, dict):
+            usage |= _known(found.message.get("usage"))
         elif found.type == "message_delta":
-            ending.usage = _usage(found.usage)
+            usage |= _known(found.usage)
             if isinstance(found.delta, dict):
                 ending.finish_reason = _text(found.delta.get("stop_reason") or "")
         elif found.type == "error":
             ending.error = _text(found.error)
+    ending.usage = _usage(usage)
+    ending.complete = ending.complete and ending.error is None
     return ending
 
 
@@ -252,8 +259,15 @@ def _events(tail: bytes) -> list[bytes]:
 def _decode(data: bytes) -> _Frame | None:
     try:
         return _frame.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def _known(usage: Any) -> dict[str, Any]:
+    """Return the counts that are told; later frames may leave some out, or null."""
+    if not isinstance(usage, dict):
+        return {}
+    return {name: count for name, count in usage.items() if count is not None}
 
 
 def _usage(usage: Any) -> Usage:
@@ -270,6 +284,18 @@ def _usage(usage: Any) -> Usage:
         prompt_tokens=prompt,
         completion_tokens=_count(usage.get("completion_tokens", usage.get("output_tokens"))),
         cached_tokens=read if read is not None else _count(cached),
+    )
+
+
+def _timed(timings: Any) -> Usage:
+    """Usage by llama.cpp's timings, which it adds also where nobody asked for usage."""
+    if not isinstance(timings, dict):
+        return Usage()
+    fresh, cached = _count(timings.get("prompt_n")), _count(timings.get("cache_n"))
+    return Usage(
+        prompt_tokens=None if fresh is None else fresh + (cached or 0),
+        completion_tokens=_count(timings.get("predicted_n")),
+        cached_tokens=cached,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -14,6 +15,12 @@ TOKENS_PER_IMAGE = 1000
 
 #: A key with its quotes cannot stand inside a JSON string, where the quotes would be escaped.
 _IMAGE_MARKS = (b'"image_url"', b'"input_image"', b'"images"', b'"image"')
+#: No word is so long: a text that begins like this is a picture.
+_BASE64 = re.compile(r"(?:data:[^,]{0,200},)?[A-Za-z0-9+/_=-]{1000}")
+#: Bytes that JSON's `\uXXXX` has more than the character that it usually stands for.
+_ESCAPE_EXCESS = 3
+#: Beyond this a number is no sensible limit, and other programs' integers end.
+_LARGEST = 2**53
 
 
 class BadBody(Exception):
@@ -47,6 +54,7 @@ class _Body(Struct):
     stream: Any = None
     messages: Raw = Raw(b"")
     prompt: Raw = Raw(b"")
+    images: Raw = Raw(b"")
     system: Raw = Raw(b"")
     input: Raw = Raw(b"")
     tools: Raw = Raw(b"")
@@ -65,23 +73,36 @@ _ZERO = (0, "0", "0s", "0m", "0h")
 def peek(body: bytes) -> Peek:
     """Read a JSON body of any dialect; raises `BadBody`."""
     try:
-        found = _decoder.decode(body)
+        return _peek(body)
     except msgspec.DecodeError as error:
         raise BadBody("missing request body" if not body.strip() else str(error)) from error
+    except UnicodeDecodeError as error:
+        raise BadBody(f"JSON is not UTF-8: {error.reason}") from error
     except RecursionError as error:
         raise BadBody("JSON is nested too deeply") from error
+
+
+def _peek(body: bytes) -> Peek:
+    found = _decoder.decode(body)
     model = found.model or found.name or ""
     if not isinstance(model, str):
         raise BadBody("model must be a string")
     options = found.options if isinstance(found.options, dict) else {}
-    limit = found.max_completion_tokens or found.max_tokens or options.get("num_predict")
-    parts = (found.messages, found.prompt, found.system, found.input, found.tools)
+    limits = (found.max_completion_tokens, found.max_tokens, options.get("num_predict"))
+    parts = (
+        found.messages,
+        found.prompt,
+        found.images,
+        found.system,
+        found.input,
+        found.tools,
+    )
     images = any(mark in body for mark in _IMAGE_MARKS)
     return Peek(
         model=model,
         stream=found.stream if isinstance(found.stream, bool) else None,
         prompt_tokens=_tokens(parts, images=images),
-        max_tokens=limit if isinstance(limit, int) and limit > 0 else None,
+        max_tokens=next((limit for value in limits if (limit := _positive(value))), None),
         context=_positive(options.get("num_ctx")),
         images=images and _has_images(found),
         tools=bytes(found.tools) not in _NOTHING,
@@ -92,22 +113,26 @@ def peek(body: bytes) -> Peek:
 
 
 def _positive(value: Any) -> int | None:
-    return value if isinstance(value, int) and value > 0 else None
+    return value if type(value) is int and 0 < value <= _LARGEST else None
 
 
 def _tokens(parts: tuple[Raw, ...], *, images: bool) -> int:
-    size = sum(len(bytes(part)) for part in parts)
     if not images:
+        size = sum(_size(bytes(part)) for part in parts)
         return max(1, int(size / BYTES_PER_TOKEN))
     pictures, text = 0, 0
     for part in parts:
         for string in _strings(part):
-            # No word is so long: text that has no space for so many bytes is base64.
-            if len(string) > 1000 and " " not in string[:1000]:  # noqa: PLR2004
+            if _BASE64.match(string):
                 pictures += 1
             else:
-                text += len(string)
+                text += len(string) if string.isascii() else len(string.encode())
     return max(1, int(text / BYTES_PER_TOKEN) + pictures * TOKENS_PER_IMAGE)
+
+
+def _size(part: bytes) -> int:
+    """Bytes of JSON text, the same whether or not the client escapes what is not ASCII."""
+    return len(part) - _ESCAPE_EXCESS * part.count(b"\\u")
 
 
 def _strings(part: Raw) -> list[str]:
@@ -126,7 +151,7 @@ def _strings(part: Raw) -> list[str]:
 
 def _has_images(body: _Body) -> bool:
     """Whether a message has a picture in any dialect's way, empty lists not counted."""
-    if bytes(body.prompt) not in _NOTHING:
+    if bytes(body.images) not in _NOTHING:
         return True  # `/api/generate` has its images beside the prompt
     messages = msgspec.json.decode(body.messages or b"[]")
     if not isinstance(messages, list):
