@@ -127,6 +127,7 @@ def test_version(tmp_path: Path) -> None:
     ("arguments", "complaint"),
     [
         (("--engine", "http://10.0.0.1:11434"), "no port of this machine"),
+        (("--no-scan",), "without scanning, at least one engine's port has to be given"),
         (("--router", "ftp://example"), "router 'ftp://example' is no URL"),
         (("--host", "192.0.2.1", "--router", "127.0.0.1:1"), "192.0.2.1"),
     ],

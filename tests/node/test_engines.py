@@ -205,6 +205,15 @@ def test_default_ports_of_all_engines_are_candidates() -> None:
     assert all(port in ports for adapter in ADAPTERS for port in adapter.ports)
 
 
+def test_without_a_scan_only_the_ports_that_are_given_are_candidates() -> None:
+    assert candidate_ports(("9000",), scan=False) == (9000,)
+
+
+def test_nothing_to_look_at_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one engine's port"):
+        candidate_ports((), scan=False)
+
+
 @pytest.mark.parametrize(
     "text", ["9000", "localhost:9000", "127.0.0.1:9000", "http://127.0.0.1:9000/"]
 )

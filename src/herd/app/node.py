@@ -32,7 +32,7 @@ def serve(settings: NodeSettings, say: Callable[[str], None]) -> None:
 async def run_node(settings: NodeSettings, say: Callable[[str], None], stop: Stop) -> None:
     """Run a node until `stop` is asked for; raises like `serve`."""
     try:
-        ports = candidate_ports(settings.engines)
+        ports = candidate_ports(settings.engines, scan=settings.scan)
         search = RouterSearch(
             url=settings.router,
             fleet=settings.fleet,

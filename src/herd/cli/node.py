@@ -33,6 +33,10 @@ def node(
             "May be given several times.",
         ),
     ] = None,
+    scan: Annotated[
+        bool | None,
+        typer.Option("--scan/--no-scan", help="Ask the usual ports of all engines; yes."),
+    ] = None,
     door_port: Annotated[
         int | None, typer.Option(help="Port at which the router reaches engines on localhost.")
     ] = None,
@@ -75,6 +79,7 @@ def node(
         "router": router,
         "name": name,
         "engines": tuple(engine) if engine else None,
+        "scan": scan,
         "door_port": door_port,
         "door_host": host,
         "advertise": advertise,

@@ -171,12 +171,15 @@ class _Watch:
         return adapter
 
 
-def candidate_ports(extra: Sequence[str]) -> tuple[int, ...]:
-    """Ports to look at: those of all known engines, and the owner's own.
+def candidate_ports(extra: Sequence[str], *, scan: bool = True) -> tuple[int, ...]:
+    """Ports to look at: the owner's own and, to `scan`, those of all known engines.
 
-    Raises `ValueError` for an entry that is neither a port nor a URL on this machine.
+    Raises `ValueError` for an entry that is neither a port nor a URL on this machine, and if
+    nothing is left to look at.
     """
-    known = [port for adapter in ADAPTERS for port in adapter.ports]
+    known = [port for adapter in ADAPTERS for port in adapter.ports if scan]
+    if not known and not extra:
+        raise ValueError("without scanning, at least one engine's port has to be given")
     return tuple(dict.fromkeys([*(_port(text) for text in extra), *known]))
 
 

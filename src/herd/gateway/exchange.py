@@ -1,0 +1,134 @@
+"""One client's request in the gateway, and how it is put to an engine of a given kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from herd.core.actions import Target
+from herd.core.request import Request, Result
+from herd.gateway.endpoints import Endpoint
+from herd.wire.meter import Filter, Meter, measure
+from herd.wire.ollama_request import Untranslatable, translate_request
+from herd.wire.ollama_response import translate_error, translate_response
+from herd.wire.ollama_stream import StreamTranslator
+from herd.wire.ollama_trivial import trivial_answer
+from herd.wire.splice import replace_model
+
+#: Headers of the client that the engine gets to see. Never the credentials: they are for Herd.
+_FORWARDED: Final = (
+    "Accept",
+    "User-Agent",
+    "anthropic-version",
+    "anthropic-beta",
+    "traceparent",
+    "tracestate",
+    "X-Request-Id",
+)
+
+
+class Outbound(Struct, frozen=True, kw_only=True):
+    """What goes to one engine, and how its answer comes back."""
+
+    path: str
+    body: bytes
+    #: Makes the filter for a streamed answer, given the time of dispatch.
+    filter: Callable[[float], Filter]
+    #: Turns a whole answer into the client's, given the times of dispatch and now.
+    whole: Callable[[bytes, float, float], tuple[bytes, Result]]
+    #: Turns the body of an error status into the client's dialect.
+    error: Callable[[int, bytes], bytes]
+    #: Content type of a streamed answer; empty to keep the engine's.
+    stream_type: str = ""
+    whole_type: str = ""
+
+
+class Exchange(Struct, kw_only=True):
+    """A request on its way, with everything that a second attempt needs again."""
+
+    endpoint: Endpoint
+    request: Request
+    inbound: web.Request
+    body: bytes
+    arrived: float
+
+    def headers(self) -> dict[str, str]:
+        """Return what the engine is told of the client."""
+        given = self.inbound.headers
+        headers = {name: given[name] for name in _FORWARDED if name in given}
+        headers["Content-Type"] = "application/json"
+        headers["Accept-Encoding"] = "identity"
+        return headers
+
+    def query(self) -> str:
+        """Return the query string as it came, with its question mark."""
+        query = self.inbound.raw_path.partition("?")[2]
+        return f"?{query}" if query else ""
+
+    def trivial(self, target: Target, now: float) -> bytes | None:
+        """Return the answer where the engine need not be asked; raises `Untranslatable`."""
+        if target.kind in self.endpoint.native:
+            return None
+        return trivial_answer(self.endpoint.path, self.body, kind=target.kind, now=now)
+
+    def outbound(self, target: Target) -> Outbound:
+        """Put the request to an engine; raises `Untranslatable` where that cannot be done."""
+        if target.kind in self.endpoint.native:
+            return self._untouched(target)
+        return self._translated(target)
+
+    def _untouched(self, target: Target) -> Outbound:
+        body, form = self.body, self.endpoint.form
+        if target.kind != "ollama" and target.model != self.request.asked:
+            # Ollama knows all spellings of a name; other engines know theirs alone.
+            try:
+                body = replace_model(body, target.model)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise Untranslatable(f"the request cannot be read: {error}") from error
+        return Outbound(
+            path=self.endpoint.path + self.query(),
+            body=body,
+            filter=lambda _: Meter(form),
+            whole=lambda answer, _started, _now: (answer, measure(form, answer)),
+            error=_keep,
+        )
+
+    def _translated(self, target: Target) -> Outbound:
+        path = self.endpoint.path
+        capabilities = frozenset(target.capabilities)
+        translated = translate_request(
+            path, self.body, kind=target.kind, model=target.model, capabilities=capabilities
+        )
+        return Outbound(
+            path=translated.path,
+            body=translated.body,
+            filter=lambda started: StreamTranslator(translated, started=started),
+            whole=lambda answer, started, at: translate_response(
+                translated, answer, started=started, now=at
+            ),
+            error=translate_error,
+            stream_type="application/x-ndjson",
+            whole_type="application/json; charset=utf-8",
+        )
+
+
+def _keep(_status: int, body: bytes) -> bytes:
+    return body
+
+
+def attempt_headers(
+    exchange: Exchange, target: Target, *, attempt: int, dispatched: float
+) -> Mapping[str, str]:
+    """Return the headers that tell who answers."""
+    return {
+        "Herd-Request-Id": exchange.request.id,
+        "Herd-Node": target.node_name,
+        "Herd-Engine": target.replica.engine,
+        "Herd-Model": target.model,
+        "Herd-Attempts": str(attempt),
+        "Herd-Waited": f"{dispatched - exchange.arrived:.3f}",
+    }
