@@ -170,9 +170,10 @@ class Router:
 
     async def _listen(self, app: web.Application, stack: AsyncExitStack) -> None:
         settings = self.settings
-        # A client that hangs up cancels its handler, which frees the engine.
+        # A client that hangs up cancels its handler, which frees the engine. At the end there is
+        # nothing to wait for: what ran has ended, or is to be cut off.
         runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -153,5 +154,13 @@ class Http:
                 )
         except TimeoutError as error:
             raise EngineError(f"{url} did not answer within {self._timeout.total:g} s") from error
+        except aiohttp.ClientConnectorError as error:
+            raise EngineError(f"cannot connect to {url}: {why_not(error)}") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise EngineError(f"{url}: {str(error) or type(error).__name__}") from error
+
+
+def why_not(error: aiohttp.ClientConnectorError) -> str:
+    """Return why there is no connection, in the system's words, such as `Connection refused`."""
+    number = error.os_error.errno
+    return os.strerror(number) if number and number > 0 else error.strerror or str(error)

@@ -14,6 +14,8 @@ from typing import Literal, Protocol
 import aiohttp
 from yarl import URL
 
+from herd.engines.http import why_not
+
 #: Idle connections are kept for less than any engine keeps them (llama.cpp and uvicorn close
 #: after 5 s), so that a request hardly ever goes out on a connection that is being closed.
 KEEP_ALIVE = 3.0
@@ -91,7 +93,7 @@ class AiohttpUpstream:
                 method, _parsed(url), data=body, headers=headers, allow_redirects=False
             )
         except aiohttp.ClientConnectorError as error:
-            raise UpstreamError("connect", f"cannot connect to {url}: {error.strerror}") from error
+            raise UpstreamError("connect", f"cannot connect to {url}: {why_not(error)}") from error
         except (aiohttp.ServerTimeoutError, TimeoutError) as error:
             raise UpstreamError("connect", f"no connection to {url} in time") from error
         except (aiohttp.ClientConnectionError, OSError) as error:

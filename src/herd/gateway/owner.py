@@ -18,7 +18,10 @@ def refusal(request: web.Request) -> str:
     """Why the request may not change the fleet; empty if it may."""
     if not _is_loopback(request.remote or ""):
         return "the fleet can be changed from the router's own machine only"
-    host = urlsplit(f"//{request.host}").hostname or ""
+    try:
+        host = urlsplit(f"//{request.host}").hostname or ""
+    except ValueError:
+        host = request.host
     if host != "localhost" and not _is_loopback(host):
         return f"the fleet cannot be changed under the name {host!r}"
     if request.headers.get("Origin"):

@@ -182,9 +182,7 @@ class _Run:
         try:
             trivial = self._exchange.trivial(self._dispatch.target, self._started)
             if trivial is not None:
-                return await self._whole(
-                    trivial, {**self._herd_headers(), **_JSON}, Result()
-                )
+                return await self._whole(trivial, {**self._herd_headers(), **_JSON}, Result())
             outbound = self._exchange.outbound(self._dispatch.target)
         except Untranslatable as error:
             raise self._untranslatable(error) from error

@@ -26,7 +26,8 @@ _TYPES: Final = {
 }
 #: Scripts and styles from this router alone, nothing inline, nothing from elsewhere.
 _POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 
 
@@ -87,6 +88,7 @@ class LivePage:
             "Content-Type": _TYPES[name],
             "Content-Security-Policy": _POLICY,
             "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
             "Cache-Control": "no-cache",
         }
         return web.Response(body=text, headers=headers)

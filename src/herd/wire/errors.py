@@ -25,7 +25,12 @@ _CODES: dict[RefusalKind, str] = {
     "unknown_model": "model_not_found",
     "context": "context_length_exceeded",
 }
-_OPENAI_TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
+_OPENAI_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "invalid_request_error",
+}
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",

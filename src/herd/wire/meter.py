@@ -56,6 +56,7 @@ class Meter:
         self._separators = (b"\n",) if form == "ollama" else (b"\n\n", b"\r\n\r\n")
         self._separator = self._separators[0]
         self._head = b""
+        self._begun = False
         self._pending = b""
         self._tail: list[bytes] = []
         self._tail_size = 0
@@ -70,6 +71,8 @@ class Meter:
             self._pending = b""
         if not data.endswith(self._separator):
             data = self._hold_back(data)
+        if not self._begun:
+            data = self._await_answer(data)
         self._bytes += len(data)
         self._frames += data.count(self._separator)
         self._tail.append(data)
@@ -104,6 +107,21 @@ class Meter:
                 cut, self._separator = found + len(separator), separator
         self._pending = data[cut:]
         return data[:cut]
+
+    def _await_answer(self, data: bytes) -> bytes:
+        """Keep comments back until the first frame that is none, and let them go with it.
+
+        Engines send them while they read a long prompt. They are no answer yet: another replica
+        can take over from an engine that dies before its first real frame.
+        """
+        at = 0
+        while data.startswith(b":", at):
+            at = data.find(self._separator, at) + len(self._separator)
+        if at < len(data):
+            self._begun = True
+            return data
+        self._pending = data + self._pending
+        return b""
 
     def _cut(self) -> None:
         """Forget what is far from the end, save the first frame, where Anthropic tells of usage."""
