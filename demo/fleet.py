@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import psutil
-from devtools.engines import MODEL, EngineUnavailable, LlamaServer, cache_folder, llama_files
-from devtools.processes import NodeProcess, Process, RouterProcess, free_port, wait_until
 from msgspec import Struct
 
+from devtools.engines import MODEL, EngineUnavailable, LlamaServer, cache_folder, llama_files
+from devtools.processes import NodeProcess, Process, RouterProcess, free_port, wait_until
 from herd.core import priors
 from herd.core.names import canonical
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from devtools.engines import MODEL
 from rich.console import Console
 from rich.live import Live
 
@@ -24,6 +23,7 @@ from demo import table
 from demo.fleet import Fleet, end_children
 from demo.questions import ANSWER_LIMIT, ask, questions
 from demo.table import Row
+from devtools.engines import MODEL
 from herd.core.request import Outcome
 from herd.gateway.openapi import RequestDetail
 

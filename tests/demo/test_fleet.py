@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from demo.fleet import get_json, smallest_chat_model
 from devtools.processes import free_port
 

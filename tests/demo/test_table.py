@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 
 import pytest
-from demo.questions import Question, Reply
-from demo.table import Row, answers_table, most_telling, signals_table, summary
 from rich.console import Console
 from rich.table import Table
 
+from demo.questions import Question, Reply
+from demo.table import Row, answers_table, most_telling, signals_table, summary
 from herd.core.decision import Decision, Estimate, Exclusion, Signals
 from herd.core.fleet import ReplicaKey
 from herd.core.request import Attempt, Outcome, Request, Result, Usage

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from devtools.replay import Replay, Reply, json_reply
 from msgspec import Raw, Struct
 
+from devtools.replay import Replay, Reply, json_reply
 from herd.core.fleet import Replica
 from herd.engines.adapter import SurveyCache, accepts, read_rows
 from herd.engines.http import EngineError, Http

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from devtools.replay import recorded, recording
-
 from herd.engines import gauges
 
 TEXT = b"""# HELP a:running How many run.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from devtools.replay import Replay, Reply, json_reply
 from msgspec import Struct
 
+from devtools.replay import Replay, Reply, json_reply
 from herd.engines import http as module
 from herd.engines.http import Answer, EngineError, Http
 

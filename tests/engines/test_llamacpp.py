@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from devtools.replay import Replay, Reply, json_reply, recorded, recording
 
+from devtools.replay import Replay, Reply, json_reply, recorded, recording
 from herd.core.fleet import Replica
 from herd.engines.adapter import SurveyCache
 from herd.engines.http import EngineError, Http

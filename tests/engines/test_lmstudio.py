@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from devtools.replay import Replay, Reply, json_reply
-
 from herd.core.fleet import Replica
 from herd.engines.http import Http
 from herd.engines.lmstudio import LmStudio

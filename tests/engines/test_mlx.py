@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from devtools.replay import Replay, json_reply
 
+from devtools.replay import Replay, json_reply
 from herd.core.fleet import Replica
 from herd.engines.http import EngineError, Http
 from herd.engines.mlx import Mlx

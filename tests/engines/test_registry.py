@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from devtools.replay import Replay, Reply, json_reply
 
+from devtools.replay import Replay, Reply, json_reply
 from herd.core.fleet import EngineKind
 from herd.engines import registry
 from herd.engines.adapter import Adapter

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from devtools.replay import Replay, json_reply
-
 from herd.core.fleet import EngineReport, Replica
 from herd.engines.adapter import SurveyCache
 from herd.engines.http import Http

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 
 import pytest
-from devtools.replay import Replay, Reply, recorded, recording
 
+from devtools.replay import Replay, Reply, recorded, recording
 from herd.core.fleet import EngineReport, Hardware, NodeReport
 from herd.engines.declared import DeclaredEngine, parse_engine_url
 from herd.fleet.probing import UrlNodes

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from devtools.engines import EngineUnavailable, LlamaServer, llama_files
 
+from devtools.engines import EngineUnavailable, LlamaServer, llama_files
 from herd.core.fleet import NodeReport, Replica
 from herd.engines import registry
 from herd.engines.adapter import SurveyCache
