@@ -107,6 +107,11 @@ class Play:
             raise AssertionError("timers come due for ever")
         self.now = end
 
+    def sleep(self, seconds: float) -> None:
+        """Time passes as when the router's machine sleeps: all timers come due at its end."""
+        self.now, self.timer = self.now + seconds, None
+        self.feed(ev.TimerDue())
+
     def node(
         self,
         name: str,
@@ -132,7 +137,9 @@ class Play:
         self.report(name, engine, hardware=hardware(speed=speed, memory=memory))
 
     def report(self, name: str, *engines: EngineReport, hardware: Hardware) -> None:
-        self.feed(ev.NodeReported(NodeReport(node=name, name=name, hardware=hardware, engines=engines)))
+        self.feed(
+            ev.NodeReported(NodeReport(node=name, name=name, hardware=hardware, engines=engines))
+        )
 
     def ask(
         self,
@@ -170,9 +177,9 @@ class Play:
         self.feed(ev.FirstFrame(request, self._attempts[request]))
 
     def finish(
-        self, request: str, *, tokens: int | None = None, timings: Timings = Timings()
+        self, request: str, *, tokens: int | None = None, timings: Timings | None = None
     ) -> None:
-        result = Result(usage=Usage(completion_tokens=tokens), timings=timings)
+        result = Result(usage=Usage(completion_tokens=tokens), timings=timings or Timings())
         self.feed(ev.Finished(request, self._attempts[request], result))
 
     def fail(
@@ -244,7 +251,7 @@ class Play:
         return self.estimate(request, node).signals
 
 
-def _line(action: ac.Action) -> str:
+def _line(action: ac.Action) -> str:  # noqa: PLR0911 - a table of sentences
     match action:
         case ac.Dispatch(request=request, attempt=1, target=target):
             return f"{request} runs on {target.node_name}"
@@ -262,5 +269,3 @@ def _line(action: ac.Action) -> str:
             return f"{node} is released"
         case _:
             return ""
-
-

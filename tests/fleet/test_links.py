@@ -183,6 +183,20 @@ async def test_leaving_node_is_released_and_gone_at_once(fleet: Fleet) -> None:
     assert fleet.events[-1] == NodeGone(NODE, "left")
 
 
+async def test_a_report_of_a_leaving_node_does_not_call_it_back(fleet: Fleet) -> None:
+    async with fleet.linked() as client:
+        await client.send(report())
+        await client.receive()
+        await client.send(Leaving("lid closed"))
+        await client.send(report())
+
+        assert await client.receive() == Ack()
+
+    kinds = [type(event) for event in fleet.events]
+    assert kinds.index(NodeLeaving) > kinds.index(NodeReported)
+    assert kinds.count(NodeReported) == 1
+
+
 async def test_lost_link_makes_the_node_gone_only_after_a_grace(fleet: Fleet) -> None:
     async with fleet.linked() as client:
         await client.send(report())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-from msgspec import Struct
-
 from herd.core import priors
 from herd.core.fleet import EngineKind
 from herd.core.priors import Rates
@@ -15,7 +13,7 @@ from herd.core.request import Attempt, Request, Result
 WEIGHT = 0.2
 #: One outcome may move a correction by no more than this factor either way, so that a single
 #: stalled request does not spoil what hundreds have taught.
-CLAMP = math.log(64.0)
+CLAMP = math.log(16.0)
 #: Fewer prompt tokens say more of the overhead than of the prefill rate.
 PREFILL_LEAST = 32
 DECODE_LEAST = 4
@@ -58,15 +56,9 @@ class Correction:
         """Learn from one duration; both in seconds. Nothing is learned from zero."""
         if actual <= 0.0 or predicted <= 0.0:
             return
-        ratio = math.log(actual / predicted)
-        self._log.add(min(CLAMP, max(-CLAMP, ratio)))
-
-
-class Learned(Struct, frozen=True, kw_only=True):
-    """What is known of a replica by now, for people to read."""
-
-    rates: Rates
-    outcomes: int
+        ratio = math.log(actual) - math.log(predicted)
+        believed = self._log.value
+        self._log.add(min(believed + CLAMP, max(believed - CLAMP, ratio)))
 
 
 class ReplicaLearning:
@@ -115,30 +107,44 @@ class ReplicaLearning:
         if attempt.ended is None:
             return
         timings, usage = result.timings, result.usage
+        streamed = attempt.first_frame is not None
         first = attempt.first_frame if attempt.first_frame is not None else attempt.ended
-        waited = first - attempt.started
+        waited = first - attempt.started - (timings.load or 0.0)
         share = priors.slowdown(kind, running)
         fresh = (usage.prompt_tokens or request.prompt_tokens) - (usage.cached_tokens or 0)
-        told = timings.prefill is not None
-        prefill = timings.prefill if timings.prefill is not None else waited
-        if timings.load is not None and timings.load >= priors.LOAD_LEAST:
+        # A stream that does not tell its usage has about one frame for each token.
+        tokens = result.frames if usage.completion_tokens is None else usage.completion_tokens
+        loaded = timings.load is not None and timings.load >= priors.LOAD_LEAST
+        if timings.load is not None and loaded:
             self._load.add(timings.load, self._prior.load)
-        elif fresh >= PREFILL_LEAST and (told or (request.stream and not cold)):
+        if timings.prefill is None and not streamed:
+            if not (cold or loaded):
+                self._learn_whole(waited, fresh, tokens, share)
+        elif fresh >= PREFILL_LEAST and not (loaded or (cold and timings.prefill is None)):
+            prefill = waited if timings.prefill is None else timings.prefill
             self._prefill.add(prefill, share * fresh / self._prior.prefill)
-        if timings.prefill is not None and request.stream:
-            self._overhead.add(max(0.0, waited - timings.prefill - (timings.load or 0.0)))
-        tokens = usage.completion_tokens or 0
+        if timings.prefill is not None and streamed:
+            self._overhead.add(max(0.0, waited - timings.prefill))
         if tokens >= DECODE_LEAST:
             predicted = share * tokens / self._prior.decode
             if timings.decode is not None:
                 self._decode.add(timings.decode, predicted)
-            elif request.stream and attempt.first_frame is not None:
+            elif streamed:
                 # The first token came with the prefill.
                 self._decode.add(attempt.ended - first, predicted * (tokens - 1) / tokens)
-            elif not cold:
-                begun = self._rates.overhead + share * max(0, fresh) / self._rates.prefill
-                self._decode.add(waited - begun, predicted)
         self._refresh()
+
+    def _learn_whole(self, seconds: float, fresh: int, tokens: int, share: float) -> None:
+        """Learn from an answer that came in one piece: what was wrong, was so in both rates."""
+        rates, prior = self._rates, self._prior
+        believed = share * (max(0, fresh) / rates.prefill + tokens / rates.decode)
+        if believed <= 0.0:
+            return
+        ratio = (seconds - rates.overhead) / believed
+        if fresh >= PREFILL_LEAST:
+            self._prefill.add(ratio / rates.prefill, 1.0 / prior.prefill)
+        if tokens >= DECODE_LEAST:
+            self._decode.add(ratio / rates.decode, 1.0 / prior.decode)
 
     def _refresh(self) -> None:
         prior = self._prior

@@ -206,12 +206,14 @@ class Scheduler:
             node = self._ghosts.pop(report.node, None) or NodeState(report, now)
             self.nodes[report.node] = node
             self._timers.set(("silence", report.node), now + self.policy.silence)
-        if node.update(report, now) or joined:
+        changed = node.update(report, now)
+        if changed or joined:
             self._index()
         # A report from a node that was leaving means that it has thought better of it.
         node.draining = False
         self._freed(node, now, actions)
-        self._refuse_hopeless(now, actions)
+        if changed:
+            self._refuse_hopeless(now, actions)
 
     def _heard(self, event: ev.NodeHeard, now: float, _: list[Action]) -> None:
         node = self.nodes.get(event.node)
@@ -231,10 +233,12 @@ class Scheduler:
             actions.append(Release(name))
 
     def _gone(self, event: ev.NodeGone, now: float, actions: list[Action]) -> None:
-        name, reason = event.node, event.reason
-        node = self.nodes.pop(name, None)
-        if node is None:
-            return
+        if event.node in self.nodes:
+            self._lose(event.node, event.reason, actions)
+            self._refuse_hopeless(now, actions)
+
+    def _lose(self, name: str, reason: str, actions: list[Action]) -> None:
+        node = self.nodes.pop(name)
         self._index()
         node.reserved = None
         if node.running:
@@ -254,36 +258,40 @@ class Scheduler:
             for running in replica.running.values()
             if running.first_frame is None
         )
-        self._refuse_hopeless(now, actions)
 
     def _refuse_hopeless(self, now: float, actions: list[Action]) -> None:
         """Refuse what waits for replicas that are gone, and place the rest anew."""
         for model in list(self.waiting):
-            self._place(model, now, actions)
+            self._place(model, now, actions, thorough=True)
 
     # Time
 
     def _due(self, _: ev.TimerDue, now: float, actions: list[Action]) -> None:
-        for kind, name in self._timers.due(now):
+        due = self._timers.due(now)
+        silent = [name for kind, name in due if kind == "silence" and self._is_silent(name, now)]
+        for name in silent:
+            reason = f"silent for {now - self.nodes[name].heard:.0f} s"
+            self._lose(name, reason, actions)
+        if silent:
+            # Only now that all of them are gone: nothing must start on one that is about to be.
+            self._refuse_hopeless(now, actions)
+        for kind, name in due:
             if kind == "patience":
                 task = self.tasks.get(name)
                 if task is not None and task.state == "waiting":
                     waited = now - task.since
                     wait = self._expected_wait(task)
                     self._refuse(task, refusals.expired(waited, wait), now, actions)
-            elif kind == "silence":
-                self._check_silence(name, now, actions)
-            else:
+            elif kind == "place":
                 self._place(name, now, actions)
 
-    def _check_silence(self, name: str, now: float, actions: list[Action]) -> None:
-        node = self.nodes[name]
+    def _is_silent(self, name: str, now: float) -> bool:
+        """Whether nothing was heard of the node for too long; if not, look again in time."""
         # The very sum that set the timer: rounding must not make it come due and find nothing.
-        if now >= node.heard + self.policy.silence:
-            reason = f"silent for {now - node.heard:.0f} s"
-            self._gone(ev.NodeGone(name, reason), now, actions)
-        else:
-            self._timers.set(("silence", name), node.heard + self.policy.silence)
+        until = self.nodes[name].heard + self.policy.silence
+        if now < until:
+            self._timers.set(("silence", name), until)
+        return now >= until
 
     def _stop(self, _: ev.Stopping, now: float, actions: list[Action]) -> None:
         self._stopping = True
@@ -308,15 +316,20 @@ class Scheduler:
         for model in waiting:
             self._place(model, now, actions)
 
-    def _place(self, model: str, now: float, actions: list[Action]) -> None:
-        """Start every waiting request of the model whose best replica is free."""
+    def _place(
+        self, model: str, now: float, actions: list[Action], *, thorough: bool = False
+    ) -> None:
+        """Start every waiting request of the model whose best replica is free.
+
+        `thorough` looks at each, though none may be free, to find those that have lost all hope.
+        """
         queue = self.waiting.get(model)
         if not queue:
             return
         plan = Plan(self.replicas(model), self.answers, now)
         untold = sum(not task.held for task in queue.values())
         for task in list(queue.values()):
-            if plan.exhausted and task.held:
+            if plan.exhausted and task.held and not thorough:
                 if not untold:
                     break
                 continue
@@ -382,14 +395,11 @@ class Scheduler:
             self._timers.set(("patience", task.request.id), task.since + patience)
             actions.append(Hold(task.request.id, choice.replica.key, expected))
         node = choice.replica.node
-        self._unreserve(task, now, but=node)
         resting = choice.replica.down_until > now
         # A replica that rests would not use the memory yet.
-        if (
-            choice.estimate.signals.memory > 0.0
-            and not resting
-            and (node.reserved is None or node.reserved.sequence >= task.sequence)
-        ):
+        evicts = choice.estimate.signals.memory > 0.0 and not resting
+        self._unreserve(task, now, but=node if evicts else None)
+        if evicts and (node.reserved is None or node.reserved.sequence >= task.sequence):
             until = now + (choice.estimate.total or 0.0)
             node.reserved = Reservation(task.sequence, choice.replica.key, until)
         if choice.passed_over or resting or node.reserved is not None:

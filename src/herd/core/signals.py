@@ -140,11 +140,10 @@ def _memory(replica: ReplicaState, now: float) -> tuple[float, float]:
 
 
 def _held(replicas: Iterable[ReplicaState]) -> float:
-    """Bytes in use. Names that share a digest share the weights, and count once."""
+    """Bytes that they have in use. Names that share a digest share the weights, and count once."""
     needs: dict[str | ReplicaKey, float] = {}
     for other in replicas:
-        if other.occupied:
-            needs[other.spec.digest or other.key] = priors.memory_need(other.spec)
+        needs[other.spec.digest or other.key] = priors.memory_need(other.spec)
     return sum(needs.values())
 
 

@@ -156,8 +156,12 @@ class ReplicaState:
 
     def evicted(self) -> None:
         """A load that was just caused needs its memory: it goes before a report says so."""
-        if self.resident:
-            self.spec = structs.replace(self.spec, residency="disk", loaded_context=0)
+        self.spec = structs.replace(self.spec, residency="disk", loaded_context=0)
+
+    @property
+    def up(self) -> bool:
+        """The engine answers and has the model, by the last report."""
+        return self.engine.up and self.spec.residency != "absent"
 
     @property
     def resident(self) -> bool:
@@ -209,9 +213,9 @@ class NodeState:
     def update(self, report: NodeReport, now: float) -> bool:
         """Take a newer report in; replicas that it no longer lists go, unless they still run.
 
-        Returns whether replicas came or went.
+        Returns whether replicas came or went, or their engines came up or went down.
         """
-        before = set(self.replicas)
+        before = {key: state.up for key, state in self.replicas.items()}
         self.report = report
         self.load = report.load
         self.heard = now
@@ -235,7 +239,7 @@ class NodeState:
                 del self.replicas[key]
         if self.reserved is not None and self.reserved.replica not in self.replicas:
             self.reserved = None
-        return before != set(self.replicas)
+        return before != {key: state.up for key, state in self.replicas.items()}
 
     def _keep_down(self, engine: EngineReport, listed: set[ReplicaKey]) -> None:
         """An engine that is down lists nothing; what it had is known, and known to be down."""

@@ -247,7 +247,9 @@ class Links:
             except ReportError as error:
                 raise _ProtocolError(str(error)) from error
             place.reported = True
-            self._on_event(NodeReported(report))
+            if not place.leaving:
+                # To the scheduler a report is a node that is there to stay.
+                self._on_event(NodeReported(report))
         elif isinstance(message, Beat):
             if place.reported:
                 self._on_event(NodeHeard(node, message.load))

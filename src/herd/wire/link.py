@@ -7,6 +7,8 @@ so that either may be the newer one within a protocol version.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 from msgspec import Struct
 
@@ -89,6 +91,7 @@ class Released(Struct, frozen=True, tag="released"):
 FromAgent = Hello | Report | Beat | Leaving
 FromRouter = Welcome | Rejected | Ack | Released
 
+T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
 _from_agent: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
 _from_router: msgspec.msgpack.Decoder[FromRouter] = msgspec.msgpack.Decoder(FromRouter)
@@ -101,9 +104,16 @@ def encode(message: FromAgent | FromRouter) -> bytes:
 
 def decode_from_agent(data: bytes) -> FromAgent:
     """Read what an agent sent; raises `msgspec.DecodeError` on anything else."""
-    return _from_agent.decode(data)
+    return _decode(_from_agent, data)
 
 
 def decode_from_router(data: bytes) -> FromRouter:
     """Read what a router sent; raises `msgspec.DecodeError` on anything else."""
-    return _from_router.decode(data)
+    return _decode(_from_router, data)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
+    try:
+        return decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error

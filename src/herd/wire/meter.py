@@ -22,6 +22,8 @@ Form = Literal["ollama", "openai", "anthropic"]
 _TAIL = 32 * 1024
 #: Frames that the end of a stream may spread over: finish reason, usage, terminator, and spare.
 _FRAMES = 6
+#: No count or duration is as large; beyond it other programs' integers end.
+_LARGEST = 2**53
 _NS = 1e-9
 _MS = 1e-3
 
@@ -334,11 +336,11 @@ def _finish_reason(choices: Any) -> str:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= _LARGEST else None
 
 
 def _scaled(value: Any, unit: float) -> float | None:
-    return value * unit if isinstance(value, int | float) else None
+    return value * unit if isinstance(value, int | float) and 0 <= value <= _LARGEST else None
 
 
 def _text(value: Any) -> str:
