@@ -23,6 +23,7 @@ from herd.core.request import (
     FailureKind,
     Operation,
     Outcome,
+    Prefix,
     Refusal,
     Request,
     Result,
@@ -148,6 +149,7 @@ class Play:
         *,
         answer: int | None = 100,
         prompt: int = 0,
+        prefix: tuple[int, ...] = (),
         needs: tuple[Capability, ...] = ("completion",),
         kinds: tuple[EngineKind, ...] = ("ollama", "llamacpp", "vllm"),
         operation: Operation = "chat",
@@ -171,7 +173,7 @@ class Play:
             context=context,
             patience=patience,
         )
-        self.feed(ev.RequestArrived(asked))
+        self.feed(ev.RequestArrived(asked, Prefix(prefix, 100)))
 
     def first(self, request: str) -> None:
         self.feed(ev.FirstFrame(request, self._attempts[request]))

@@ -106,13 +106,13 @@ def test_it_goes_to_the_slow_device_when_that_is_sooner(play: Play) -> None:
 
 
 def test_a_burst_spreads_by_what_each_device_would_have_done(play: Play) -> None:
-    """Three are done sooner on the fast device, one after the other, than one on the slow one."""
+    """Four are done sooner on the fast device, one after the other, than one on the slow one."""
     play.node("fast", model(), speed=100)
     play.node("slow", model(), speed=20)
     for number in range(6):
         play.ask(f"r{number}")
     assert play.where("r0") == "fast"
-    assert [name for name in play.scheduler.tasks if play.where(name) == "slow"] == ["r3"]
+    assert [name for name in play.scheduler.tasks if play.where(name) == "slow"] == ["r4"]
 
 
 def test_a_wait_that_proves_too_hopeful_ends_on_the_slow_device(play: Play) -> None:
@@ -282,3 +282,39 @@ def test_the_same_events_give_the_same_actions() -> None:
         return play.actions
 
     assert once() == once()
+
+
+def test_a_conversation_returns_to_the_device_that_has_read_it(play: Play) -> None:
+    play.node("one", model())
+    play.node("two", model())
+    play.ask("turn1", prompt=2000, prefix=(1, 2, 3))
+    home = play.where("turn1") or ""
+    play.finish("turn1")
+    play.ask("turn2", prompt=2000, prefix=(1, 2, 3, 4))
+    assert play.where("turn2") == home
+    saved = play.signals("turn2", home).affinity
+    assert saved < 0.0
+    other = "two" if home == "one" else "one"
+    assert play.signals("turn2", other).affinity == 0.0
+
+
+def test_affinity_yields_when_the_other_device_is_done_sooner(play: Play) -> None:
+    play.node("one", model())
+    play.node("two", model())
+    play.ask("turn1", prompt=400, prefix=(1, 2, 3))
+    home = play.where("turn1")
+    play.finish("turn1")
+    play.ask("rival", prompt=400, prefix=(1, 2, 3))
+    assert play.where("rival") == home
+    play.ask("turn2", prompt=400, prefix=(1, 2, 3, 4))
+    assert play.where("turn2") == ("two" if home == "one" else "one")
+
+
+def test_what_a_neighbour_would_lose_counts_against_a_device(play: Play) -> None:
+    play.node("busy", model(slots=2))
+    play.ask("a")
+    play.node("idle", model(slots=2), speed=60)
+    play.ask("b")
+    assert play.where("b") == "idle"
+    assert play.signals("b", "busy").affinity > 0.0
+    assert play.signals("b", "idle").affinity == 0.0

@@ -6,6 +6,7 @@ import pytest
 
 from herd.core.actions import Abort
 from herd.core.fleet import EngineReport
+from herd.core.signals import RELOADED
 from tests.core.playbook import GB, Play, cold, hardware, model
 
 
@@ -284,4 +285,4 @@ def test_each_engine_of_a_device_shares_its_memory(play: Play) -> None:
     two = EngineReport(id="two", kind="lmstudio", url="http://n:2", replicas=(cold("m"),))
     play.report("n", one, two, hardware=hardware(memory=16))
     play.ask("a", kinds=("lmstudio",))
-    assert play.signals("a", "n").memory == pytest.approx(9.0)
+    assert play.signals("a", "n").memory == pytest.approx(RELOADED * 9.0)

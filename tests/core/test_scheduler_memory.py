@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from herd.core.signals import RELOADED
 from tests.core.playbook import GB, Play, cold, model
 
 
@@ -63,7 +64,7 @@ def test_evicting_an_idle_model_costs_its_reload(play: Play) -> None:
     play.ask("a", "m")
     play.then("a runs on n")
     signals = play.signals("a", "n")
-    assert [signals.residency, signals.memory] == pytest.approx([6.0, 6.0])
+    assert [signals.residency, signals.memory] == pytest.approx([6.0, RELOADED * 6.0])
 
 
 def test_only_as_much_is_evicted_as_the_load_needs_and_the_longest_unused_first(play: Play) -> None:
@@ -74,7 +75,7 @@ def test_only_as_much_is_evicted_as_the_load_needs_and_the_longest_unused_first(
     play.finish("x")
     play.ask("a", "m")
     # 12 GB may be filled; x, y and m would take 14.4. Without y, which x has outlived, they fit.
-    assert play.signals("a", "n").memory == pytest.approx(4.0)
+    assert play.signals("a", "n").memory == pytest.approx(RELOADED * 4.0)
 
 
 def test_an_idle_model_is_evicted_before_a_busy_one_however_long_that_runs(play: Play) -> None:

@@ -26,7 +26,7 @@ class Signals(Struct, frozen=True, kw_only=True):
     queue: float = 0.0
     #: Prefill and decode at the present concurrency.
     speed: float = 0.0
-    #: Prefill saved by a cached prefix.
+    #: Prefill saved by a cached prefix, and what the device's other requests lose by this one.
     affinity: float = 0.0
     #: Expected loss if the owner needs the device before the request is done.
     availability: float = 0.0
@@ -61,6 +61,8 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     signals: Signals = Signals()
     #: Predicted seconds until it is done; None if it cannot serve the request.
     total: float | None = None
+    #: The part of `signals.affinity` that others on the device lose; not the request's own time.
+    harm: float = 0.0
     #: Why it cannot.
     excluded: Exclusion | None = None
 

@@ -47,6 +47,46 @@ class _Candidate(Struct):
     estimate: Estimate
 
 
+class _Slots:
+    """When the slots of a replica are free, as the requests before would leave them.
+
+    What runs there is looked at only once no slot is free now: most requests find one.
+    """
+
+    __slots__ = ("_booked", "_free", "_now", "_replica", "_waits")
+
+    def __init__(self, replica: ReplicaState, now: float) -> None:
+        self._replica = replica
+        self._now = now
+        self._free = max(1, replica.spec.slots) - len(replica.running)
+        #: Seconds until those are free that were free now and are taken in the plan.
+        self._booked: list[float] = []
+        #: Seconds until each slot is free, as a heap; None as long as one is free now.
+        self._waits: list[float] | None = None
+
+    @property
+    def wait(self) -> float:
+        """Seconds until the next slot is free."""
+        return 0.0 if self._free > 0 else self._heap()[0]
+
+    def take(self, until: float) -> None:
+        """Have the next free slot taken for so many seconds from now."""
+        if self._free > 0:
+            self._free -= 1
+            self._booked.append(until)
+        else:
+            heapq.heapreplace(self._heap(), until)
+
+    def _heap(self) -> list[float]:
+        if self._waits is None:
+            taken = signals.slot_waits(self._replica, self._now)
+            # More may run than there are slots, after an engine came back with fewer: the first
+            # to end then free nothing.
+            self._waits = (taken + self._booked)[-max(1, self._replica.spec.slots) :]
+            heapq.heapify(self._waits)
+        return self._waits
+
+
 class Plan:
     """A look ahead over the replicas of one model, as the requests before would leave them."""
 
@@ -56,13 +96,12 @@ class Plan:
         self._replicas = tuple(replicas)
         self._answers = answers
         self._now = now
-        #: For each replica, the seconds until each of its slots is free, as a heap.
-        self._slots = {replica.key: _slots(replica, now) for replica in self._replicas}
+        self._slots = {replica.key: _Slots(replica, now) for replica in self._replicas}
 
     @property
     def exhausted(self) -> bool:
         """No replica has a free slot left, so nobody further back can start now."""
-        return not any(slots[0] <= 0.0 for slots in self._slots.values())
+        return all(slots.wait > 0.0 for slots in self._slots.values())
 
     def choose(self, task: Task) -> Choice | tuple[Estimate, ...]:
         """Return the best candidate, or all exclusions if there is none."""
@@ -84,8 +123,8 @@ class Plan:
     def book(self, choice: Choice) -> None:
         """Count the chosen request's work for those who come after it."""
         parts = choice.estimate.signals
-        work = parts.total - parts.queue
-        heapq.heapreplace(self._slots[choice.replica.key], choice.hold + work)
+        work = parts.total - parts.queue - choice.estimate.harm
+        self._slots[choice.replica.key].take(choice.hold + work)
 
     def _look(self, task: Task, *, lenient: bool) -> tuple[list[_Candidate], list[Estimate]]:
         answer = self._answers.expect(task.request)
@@ -96,10 +135,8 @@ class Plan:
             if excluded is not None:
                 estimates.append(Estimate(replica=replica.key, excluded=excluded))
                 continue
-            wait = max(self._slots[replica.key][0], _stand_back(task, replica, self._now))
-            found, hold = signals.estimate(
-                task.request, replica, answer=answer, wait=wait, now=self._now
-            )
+            wait = max(self._slots[replica.key].wait, _stand_back(task, replica, self._now))
+            found, hold = signals.estimate(task, replica, answer=answer, wait=wait, now=self._now)
             estimates.append(found)
             candidates.append(_Candidate(found.signals.total, hold, replica, found))
         return candidates, estimates
@@ -126,17 +163,6 @@ def _stand_back(task: Task, replica: ReplicaState, now: float) -> float:
     if reserved is None or reserved.sequence >= task.sequence or reserved.replica == replica.key:
         return 0.0
     return max(0.05, reserved.until - now)
-
-
-def _slots(replica: ReplicaState, now: float) -> list[float]:
-    """Seconds until each slot is free; the free ones first, which makes it a heap already."""
-    taken = signals.slot_waits(replica, now)
-    slots = max(1, replica.spec.slots)
-    if len(taken) < slots:
-        return [0.0] * (slots - len(taken)) + taken
-    # More may run than there are slots, after an engine came back with fewer: the first to end
-    # then free nothing.
-    return taken[-slots:]
 
 
 def _reason(choice: Choice) -> str:

@@ -41,7 +41,7 @@ MEMORY_SHARE = 0.75
 #: Per-request decode rate falls with n running requests as n ** -exponent. Engines that batch
 #: continuously on a GPU lose little; elsewhere n requests mostly share what one had.
 _SHARING: dict[EngineKind, float] = {"vllm": 0.15}
-_SHARING_ELSE = 0.7
+_SHARING_ELSE = 0.9
 
 #: Kinds that load a model when a request names it.
 LOADS_ON_DEMAND: frozenset[EngineKind] = frozenset({"ollama", "lmstudio", "llamacpp"})

@@ -111,7 +111,7 @@ class Scheduler:
         if request.id in self.tasks:
             raise ValueError(f"request {request.id} has arrived already")
         self._sequence += 1
-        task = Task(request, self._sequence, now)
+        task = Task(request, event.prefix, self._sequence, now)
         self.tasks[request.id] = task
         if self._stopping:
             self._refuse(task, refusals.stopping(), now, actions)
@@ -145,7 +145,7 @@ class Scheduler:
         if running is None:
             return
         task, replica, result = running.task, running.replica, event.result
-        attempt = self._free(running, "completed", None, now)
+        attempt = self._free(running, "completed", None, now, result.usage.cached_tokens)
         replica.failures = 0
         replica.down_until = 0.0
         replica.answered(unloaded=result.finish_reason == "unload")
@@ -329,7 +329,7 @@ class Scheduler:
         plan = Plan(self.replicas(model), self.answers, now)
         untold = sum(not task.held for task in queue.values())
         for task in list(queue.values()):
-            if plan.exhausted and task.held and not thorough:
+            if task.held and not thorough and plan.exhausted:
                 if not untold:
                     break
                 continue
@@ -351,7 +351,8 @@ class Scheduler:
         replica, request = choice.replica, task.request
         self._dequeue(task, now)
         decision = choice.decision(now)
-        running = Running(task, replica, len(task.attempts) + 1, now, choice.estimate.total or 0.0)
+        predicted = (choice.estimate.total or 0.0) - choice.estimate.harm
+        running = Running(task, replica, len(task.attempts) + 1, now, predicted)
         rates = replica.learning.rates
         parts = choice.estimate.signals
         running.neighbours = replica.node.running + 1
@@ -367,6 +368,7 @@ class Scheduler:
         self._dispatches += 1
         replica.last_used = self._dispatches
         replica.running[request.id] = running
+        replica.cache.begin(request.id, task.prefix, max(1, replica.spec.slots))
         replica.peak = max(replica.peak, len(replica.running))
         replica.node.running += 1
         task.current, task.decision, task.state = running, decision, "running"
@@ -449,11 +451,17 @@ class Scheduler:
         return running if running is not None and running.number == attempt else None
 
     def _free(
-        self, running: Running, ending: AttemptEnding, failure: Failure | None, now: float
+        self,
+        running: Running,
+        ending: AttemptEnding,
+        failure: Failure | None,
+        now: float,
+        cached: int | None = None,
     ) -> Attempt:
         """Give the slot back and complete the attempt's record."""
         task, replica = running.task, running.replica
         del replica.running[task.request.id]
+        replica.cache.end(task.request.id, cached)
         replica.node.running -= 1
         if not replica.running:
             replica.loading_until = 0.0

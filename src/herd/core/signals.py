@@ -8,10 +8,15 @@ from herd.core import priors
 from herd.core.decision import Estimate, Exclusion, Signals
 from herd.core.fleet import ReplicaKey
 from herd.core.request import Request
-from herd.core.state import ReplicaState
+from herd.core.state import ReplicaState, Task
 
 #: A prompt's tokens are estimated from its bytes and may be this much too many.
 PROMPT_UNCERTAINTY = 1.25
+#: Engines read the end of a prompt anew even where they have all of it.
+CACHED_MOST = 0.98
+#: Share of the time to reload an evicted model that is expected to be spent: about every third is
+#: asked for again before it would have left by itself. An order of magnitude, to be learned.
+RELOADED = 0.3
 
 
 def exclusion(
@@ -59,26 +64,31 @@ def context_limit(replica: ReplicaState) -> int:
 
 
 def estimate(
-    request: Request, replica: ReplicaState, *, answer: float, wait: float, now: float
+    task: Task, replica: ReplicaState, *, answer: float, wait: float, now: float
 ) -> tuple[Estimate, float]:
     """Predict the completion of a request for which a slot here is free after `wait` seconds.
 
     `answer` is the expected number of tokens to generate. Also returns the seconds for which the
     request would have to be held back: for the slot, for memory, or while the replica rests.
     """
+    request, rates = task.request, replica.learning.rates
     memory, memory_wait = _memory(replica, now)
     hold = max(wait, memory_wait, replica.down_until - now, 0.0)
-    rates = replica.learning.rates
-    share = priors.slowdown(replica.engine.kind, replica.node.running + 1)
+    beside = _beside(replica, hold, now)
+    share = priors.slowdown(replica.engine.kind, len(beside) + 1)
     speed = rates.overhead + share * (request.prompt_tokens / rates.prefill + answer / rates.decode)
+    cached = min(replica.cache.cached(task.prefix), CACHED_MOST * request.prompt_tokens)
+    saved = share * cached / rates.prefill
+    harm = _harm(replica, speed - saved, beside)
     signals = Signals(
         residency=_residency(replica, now, hold),
         memory=memory,
         queue=hold + _bypass(replica) * speed,
         speed=speed,
+        affinity=harm - saved,
         context=_context(request, replica),
     )
-    return Estimate(replica=replica.key, signals=signals, total=signals.total), hold
+    return Estimate(replica=replica.key, signals=signals, total=signals.total, harm=harm), hold
 
 
 def slot_waits(replica: ReplicaState, now: float) -> list[float]:
@@ -104,6 +114,27 @@ def evicted_by(replica: ReplicaState) -> list[ReplicaState]:
         short -= priors.memory_need(other.spec)
         out.append(other)
     return out
+
+
+def _beside(replica: ReplicaState, hold: float, now: float) -> list[float]:
+    """Predicted seconds that each request on the device still runs beside one that starts then."""
+    if not replica.node.running:
+        return []
+    ends = (
+        running.remaining(now) - hold
+        for other in replica.node.replicas.values()
+        for running in other.running.values()
+    )
+    return [end for end in ends if end > 0.0]
+
+
+def _harm(replica: ReplicaState, work: float, beside: list[float]) -> float:
+    """Seconds that those who run on the device lose, together, to `work` seconds beside them."""
+    if not beside:
+        return 0.0
+    kind = replica.engine.kind
+    slower = priors.slowdown(kind, len(beside) + 1) / priors.slowdown(kind, len(beside)) - 1.0
+    return slower * sum(min(work, end) for end in beside)
 
 
 def _bypass(replica: ReplicaState) -> float:
@@ -134,7 +165,7 @@ def _residency(replica: ReplicaState, now: float, hold: float) -> float:
 def _memory(replica: ReplicaState, now: float) -> tuple[float, float]:
     """Seconds lost to evicting others, and seconds until evicting is possible."""
     out = evicted_by(replica)
-    cost = sum(other.learning.rates.load for other in out)
+    cost = RELOADED * sum(other.learning.rates.load for other in out)
     waits = [wait for other in out for wait in slot_waits(other, now)]
     return cost, max(waits, default=0.0)
 

@@ -9,10 +9,11 @@ from msgspec import Struct, structs
 
 from herd.core import priors
 from herd.core.actions import Target
+from herd.core.affinity import PrefixCache
 from herd.core.decision import Decision
 from herd.core.fleet import EngineReport, Load, NodeReport, Replica, ReplicaKey, Residency
 from herd.core.learning import ReplicaLearning
-from herd.core.request import Attempt, Failure, Request, Transition
+from herd.core.request import Attempt, Failure, Prefix, Request, Transition
 
 #: A request's state; `docs/architecture.md` has a paragraph for each.
 TaskState = Literal["waiting", "running", "streaming", "ended"]
@@ -28,6 +29,7 @@ class Task:
         "decision",
         "held",
         "last_failure",
+        "prefix",
         "request",
         "sequence",
         "since",
@@ -36,8 +38,9 @@ class Task:
         "tried",
     )
 
-    def __init__(self, request: Request, sequence: int, now: float) -> None:
+    def __init__(self, request: Request, prefix: Prefix, sequence: int, now: float) -> None:
         self.request = request
+        self.prefix = prefix
         #: Order of arrival; kept over retries, so that a retry does not lose its place.
         self.sequence = sequence
         self.arrived = now
@@ -106,6 +109,7 @@ class ReplicaState:
     """One replica and what runs on it."""
 
     __slots__ = (
+        "cache",
         "down_until",
         "engine",
         "failures",
@@ -127,6 +131,8 @@ class ReplicaState:
         self.engine = engine
         self.spec = spec
         self.learning = ReplicaLearning(priors.rates(node.report.hardware, spec))
+        #: Which prompts it has in its cache, as far as we can tell.
+        self.cache = PrefixCache(engine.kind)
         self.running: dict[str, Running] = {}
         #: No attempt before this time, because the last ones failed.
         self.down_until = 0.0
@@ -145,6 +151,8 @@ class ReplicaState:
         self.spec = spec
         if spec.residency == "resident":
             self.loading_until = 0.0
+        elif not self.running:
+            self.cache.clear()
         self.peak = len(self.running)
 
     def answered(self, *, unloaded: bool = False) -> None:
@@ -157,6 +165,7 @@ class ReplicaState:
     def evicted(self) -> None:
         """A load that was just caused needs its memory: it goes before a report says so."""
         self.spec = structs.replace(self.spec, residency="disk", loaded_context=0)
+        self.cache.clear()
 
     @property
     def up(self) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from herd.core import actions as ac
 from herd.core import events as ev
-from herd.core.request import Failure, Outcome, Refusal, Request, Result
+from herd.core.request import Failure, Outcome, Prefix, Refusal, Request, Result
 from herd.core.scheduler import Scheduler
 from herd.ops.clock import Clock
 from herd.ops.logs import logger
 
 Grant = ac.Dispatch | Refusal
+NO_PREFIX: Final = Prefix()
 
 
 class Ticket:
@@ -104,10 +106,10 @@ class Driver:
         self._idle = asyncio.Event()
         self._log = logger("scheduler")
 
-    def submit(self, request: Request) -> Ticket:
+    def submit(self, request: Request, prefix: Prefix = NO_PREFIX) -> Ticket:
         """Let a request in; its ticket may have a grant at once."""
         ticket = self._tickets[request.id] = Ticket(self, request)
-        self.feed(ev.RequestArrived(request))
+        self.feed(ev.RequestArrived(request, prefix))
         return ticket
 
     def feed(self, event: ev.Event) -> None:

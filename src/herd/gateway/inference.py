@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import random
 from functools import partial
 from typing import Final
 
@@ -52,11 +52,11 @@ class Inference:
             return problem_response(endpoint.dialect, Problem(status=400, message=str(error)))
         if not peeked.model:
             return problem_response(endpoint.dialect, _no_model(endpoint))
-        request = _request(endpoint, peeked, inbound)
+        request = _request(endpoint, peeked, inbound, arrived)
         exchange = Exchange(
             endpoint=endpoint, request=request, inbound=inbound, body=body, arrived=arrived
         )
-        ticket = self._driver.submit(request)
+        ticket = self._driver.submit(request, peeked.prefix)
         try:
             return await self._answer(exchange, ticket)
         except asyncio.CancelledError:
@@ -123,7 +123,7 @@ def _no_model(endpoint: Endpoint) -> Problem:
     return Problem(status=_BAD_REQUEST, message="model is required")
 
 
-def _request(endpoint: Endpoint, peeked: Peek, inbound: web.Request) -> Request:
+def _request(endpoint: Endpoint, peeked: Peek, inbound: web.Request, arrived: float) -> Request:
     needs: set[Capability] = {endpoint.needs}
     if peeked.images:
         needs.add("vision")
@@ -133,7 +133,7 @@ def _request(endpoint: Endpoint, peeked: Peek, inbound: web.Request) -> Request:
     if endpoint.operation == "embedding" or (endpoint.dialect == "ollama" and peeked.empty):
         stream = False
     return Request(
-        id=f"req_{secrets.token_hex(10)}",
+        id=_request_id(arrived),
         dialect=endpoint.dialect,
         operation=endpoint.operation,
         endpoint=endpoint.path,
@@ -147,6 +147,14 @@ def _request(endpoint: Endpoint, peeked: Peek, inbound: web.Request) -> Request:
         context=peeked.context,
         client=inbound.remote or "",
     )
+
+
+def _request_id(arrived: float) -> str:
+    """Milliseconds and 48 random bits: like UUIDv7 (RFC 9562) it sorts by time.
+
+    What came together so stands together in the store's index, however long that has grown.
+    """
+    return f"req_{int(arrived * 1000):012x}{random.getrandbits(48):012x}"
 
 
 def dialect_of(path: str) -> Dialect:

@@ -8,6 +8,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from herd.core.request import Prefix
+from herd.wire.prefix import prefix_of
+
 #: Bytes of JSON text for a token; English prose has 4 to 5 letters a token, JSON some overhead.
 BYTES_PER_TOKEN = 4.0
 #: Tokens that a vision model makes of an image; 576 for LLaVA's 336-pixel tower, more for others.
@@ -44,6 +47,8 @@ class Peek(Struct, frozen=True, kw_only=True):
     empty: bool
     #: Zero keep_alive, which with an empty prompt unloads.
     unload: bool
+    #: For finding the conversation in caches; empty with images, whose bytes are no tokens.
+    prefix: Prefix = Prefix()
 
 
 class _Body(Struct):
@@ -115,7 +120,14 @@ def _peek(body: bytes) -> Peek:
         and _is_nothing(found.prompt)
         and _is_nothing(found.input),
         unload=found.keep_alive in _ZERO and found.keep_alive is not False,
+        prefix=Prefix() if images else _prefix(found),
     )
+
+
+def _prefix(body: _Body) -> Prefix:
+    """The parts in the order in which templates put them: tools, then system, then the rest."""
+    parts = [bytes(part) for part in (body.tools, body.system, body.messages, body.prompt) if part]
+    return prefix_of(parts, bytes_per_token=BYTES_PER_TOKEN)
 
 
 def _positive(value: Any) -> int | None:
