@@ -1,0 +1,1 @@
+"""Measurements of what Herd itself costs; run by `make bench`."""
