@@ -107,6 +107,14 @@ def test_what_engines_report_corrects_what_is_expected() -> None:
     assert cache.cached(prefix(1, 2, 3, 4)) == pytest.approx(2 * BLOCK)
 
 
+def test_an_engine_that_does_not_tell_is_taken_to_have_found_what_was_expected() -> None:
+    cache = PrefixCache("ollama")
+    cache.begin("r1", prefix(1, 2), 1)
+    assert cache.end("r1", None) == 0.0
+    cache.begin("r2", prefix(1, 2, 3), 1)
+    assert cache.end("r2", None) == 2 * BLOCK
+
+
 def test_a_prompt_of_any_length_costs_bounded_memory() -> None:
     cache = PrefixCache("llamacpp")
     endless = Prefix(tuple(range(3 * PROMPT_BLOCKS)), BLOCK)

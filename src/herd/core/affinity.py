@@ -64,12 +64,18 @@ class PrefixCache:
         hashes = prefix.hashes[:PROMPT_BLOCKS]
         self._expected[request] = self._cache.begin(request, hashes, slots) * prefix.block
 
-    def end(self, request: str, reported: int | None) -> None:
-        """It ended; `reported` are the tokens that the engine found, None if it does not say."""
+    def end(self, request: str, reported: int | None) -> float:
+        """It ended; `reported` are the tokens that the engine found, None if it does not say.
+
+        Returns what it found, as far as is known.
+        """
         expected = self._expected.pop(request, 0)
         self._cache.end(request)
-        if reported is not None and expected > 0:
+        if reported is None:
+            return expected * (self._trust.value if self._trust.count else 1.0)
+        if expected > 0:
             self._trust.add(min(1.0, reported / expected))
+        return float(reported)
 
     def clear(self) -> None:
         """The model left memory, and its cache with it."""

@@ -98,11 +98,13 @@ class ReplicaLearning:
         kind: EngineKind,
         running: int,
         cold: bool = False,
+        cached: float = 0.0,
     ) -> None:
         """Learn from a completed attempt that had `running` requests on its device, itself one.
 
         The engine's own durations are used where it tells them; else the relay's, in which
-        prefill and load cannot be told apart, so a `cold` start teaches no prefill rate.
+        prefill and load cannot be told apart, so a `cold` start teaches no prefill rate. `cached`
+        tokens of the prompt took no time; Ollama does not tell of them, so they may be our guess.
         """
         if attempt.ended is None:
             return
@@ -111,7 +113,8 @@ class ReplicaLearning:
         first = attempt.first_frame if attempt.first_frame is not None else attempt.ended
         waited = first - attempt.started - (timings.load or 0.0)
         share = priors.slowdown(kind, running)
-        fresh = (usage.prompt_tokens or request.prompt_tokens) - (usage.cached_tokens or 0)
+        known = usage.cached_tokens if usage.cached_tokens is not None else round(cached)
+        fresh = (usage.prompt_tokens or request.prompt_tokens) - known
         # A stream that does not tell its usage has about one frame for each token.
         tokens = result.frames if usage.completion_tokens is None else usage.completion_tokens
         loaded = timings.load is not None and timings.load >= priors.LOAD_LEAST

@@ -149,7 +149,8 @@ def _excluded(task: Task, replica: ReplicaState, *, lenient: bool) -> Exclusion 
 
 
 def _best(candidates: list[_Candidate]) -> _Candidate:
-    limit = min(candidate.total for candidate in candidates) * (1.0 + TIE)
+    least = min(candidate.total for candidate in candidates)
+    limit = least + TIE * abs(least)
     near = [candidate for candidate in candidates if candidate.total <= limit]
     return min(near, key=lambda candidate: (candidate.replica.last_used, candidate.replica.key))
 
@@ -166,13 +167,12 @@ def _stand_back(task: Task, replica: ReplicaState, now: float) -> float:
 
 
 def _reason(choice: Choice) -> str:
-    others = sorted(
-        e.total for e in choice.estimates if e.total is not None and e is not choice.estimate
-    )
+    others = (e.total for e in choice.estimates if e.total is not None and e is not choice.estimate)
+    following = min(others, default=None)
     total = choice.estimate.total or 0.0
-    if not others:
+    if following is None:
         return f"the only candidate, predicted {total:.2f} s"
-    margin = others[0] - total
+    margin = following - total
     if abs(margin) <= TIE * total:
         return f"predicted {total:.2f} s, equal to the next, and rested longest"
     return f"predicted {total:.2f} s, {margin:.2f} s sooner than the next"

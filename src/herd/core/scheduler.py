@@ -156,6 +156,7 @@ class Scheduler:
             kind=replica.engine.kind,
             running=running.neighbours,
             cold=running.cold,
+            cached=running.cached,
         )
         if result.usage.completion_tokens is not None and task.request.operation != "embedding":
             self.answers.add(task.request, result.usage.completion_tokens)
@@ -461,7 +462,7 @@ class Scheduler:
         """Give the slot back and complete the attempt's record."""
         task, replica = running.task, running.replica
         del replica.running[task.request.id]
-        replica.cache.end(task.request.id, cached)
+        running.cached = replica.cache.end(task.request.id, cached)
         replica.node.running -= 1
         if not replica.running:
             replica.loading_until = 0.0

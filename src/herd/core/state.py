@@ -66,6 +66,7 @@ class Running:
     """An attempt that occupies a slot."""
 
     __slots__ = (
+        "cached",
         "cold",
         "decoding",
         "expected_end",
@@ -94,6 +95,8 @@ class Running:
         self.neighbours = 1
         #: The model had to be loaded first.
         self.cold = False
+        #: Tokens of its prompt that were cached, once it has ended.
+        self.cached = 0.0
 
     def remaining(self, now: float) -> float:
         """Predicted seconds until it ends; one that is overdue is expected to go on a while."""

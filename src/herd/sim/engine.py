@@ -170,6 +170,12 @@ class EmulatedEngine:
             for replica in self._memory
         )
 
+    def shared(self, model: str, prompt: tuple[int, ...]) -> int:
+        """Return how many leading blocks of a prompt a free slot of the model has in its cache."""
+        replica = self._memory.get(model)
+        slot = replica.free_slot(prompt) if replica is not None else None
+        return slot.shared(prompt) if slot is not None else 0
+
     # --- time ---
 
     def _run_until(self, now: float) -> None:
