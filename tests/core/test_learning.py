@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from herd.core import learning, priors
 from herd.core.fleet import EngineKind, ReplicaKey
-from herd.core.learning import AnswerLengths, Correction, Mean, ReplicaLearning
+from herd.core.learning import AnswerLengths, Correction, Mean, ReplicaLearning, Shared
 from herd.core.priors import Rates
 from herd.core.request import Attempt, Operation, Request, Result, Timings, Usage
 
@@ -224,20 +224,20 @@ MOST = math.exp(learning.CLAMP)
 
 @pytest.mark.parametrize(("actual", "factor"), [(1e-9, 1 / MOST), (1e9, MOST)])
 def test_one_outcome_cannot_move_a_rate_beyond_the_clamp(actual: float, factor: float) -> None:
-    correction = Correction()
+    correction = Correction("decode")
     correction.add(actual, 1.0)
     assert correction.factor == pytest.approx(factor)
 
 
 def test_a_prior_beyond_the_clamp_is_put_right_all_the_same() -> None:
-    correction = Correction()
+    correction = Correction("decode")
     for _ in range(60):
         correction.add(5000.0, 1.0)
     assert correction.factor == pytest.approx(5000.0, rel=0.01)
 
 
 def test_one_stall_among_many_is_soon_forgotten() -> None:
-    correction = Correction()
+    correction = Correction("decode")
     for _ in range(50):
         correction.add(1.0, 1.0)
     correction.add(1e6, 1.0)
@@ -252,7 +252,7 @@ DURATIONS = st.floats(-1.0, 1e12, allow_nan=False)
 
 @given(st.lists(st.tuples(DURATIONS, DURATIONS), max_size=50))
 def test_no_outcome_moves_a_correction_beyond_the_clamp(pairs: list[tuple[float, float]]) -> None:
-    correction = Correction()
+    correction = Correction("decode")
     for actual, expected in pairs:
         before = correction.factor
         correction.add(actual, expected)
@@ -358,3 +358,42 @@ def test_an_embedding_has_no_answer_and_anything_else_at_least_a_token() -> None
     lengths.add(request(), 0)
     assert lengths.expect(request()) == 1.0
     assert lengths.expect(request(operation="embedding")) == 0.0
+
+
+def test_what_one_device_teaches_of_a_model_is_half_believed_on_the_next() -> None:
+    """Nobody can tell yet whether the model is fast or the device is."""
+    model = Shared()
+    first = ReplicaLearning(PRIOR, Shared(), model)
+    twin = ReplicaLearning(PRIOR, Shared(), model)
+    result = Result(usage=Usage(completion_tokens=100), timings=Timings(decode=100 / 80.0))
+    outcome(first, request(), first=0.1, end=2.0, result=result)
+    assert first.rates.decode == pytest.approx(80.0)
+    assert twin.rates.decode == pytest.approx(math.sqrt(80.0 * PRIOR.decode))
+
+
+def test_a_model_that_is_fast_everywhere_is_expected_to_be_fast_on_a_new_device() -> None:
+    model = Shared()
+    for _ in range(8):
+        measured = ReplicaLearning(PRIOR, Shared(), model)
+        for _ in range(5):
+            result = Result(
+                usage=Usage(completion_tokens=100),
+                timings=Timings(decode=100 / (4.0 * PRIOR.decode)),
+            )
+            outcome(measured, request(), first=0.1, end=2.0, result=result)
+    new = ReplicaLearning(PRIOR, Shared(), model)
+    assert new.rates.decode == pytest.approx(4.0 * PRIOR.decode, rel=0.35)
+
+
+def test_its_own_outcomes_take_the_place_of_what_was_borrowed() -> None:
+    device, model = Shared(), Shared()
+    other = ReplicaLearning(PRIOR, device, Shared())
+    replica = ReplicaLearning(PRIOR, device, model)
+    fast = Result(
+        usage=Usage(completion_tokens=100), timings=Timings(decode=100 / (4 * PRIOR.decode))
+    )
+    outcome(other, request(), first=0.1, end=2.0, result=fast)
+    assert replica.rates.decode > PRIOR.decode
+    plain = Result(usage=Usage(completion_tokens=100), timings=Timings(decode=100 / PRIOR.decode))
+    outcome(replica, request(), first=0.1, end=2.0, result=plain)
+    assert replica.rates.decode == pytest.approx(PRIOR.decode)

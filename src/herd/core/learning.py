@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from herd.core import priors
 from herd.core.fleet import EngineKind
 from herd.core.priors import Rates
 from herd.core.request import Attempt, Request, Result
 
+#: What is learned of a replica.
+Quantity = Literal["prefill", "decode", "load"]
 #: Weight of the newest outcome once several are in; the first ones count as in a plain mean.
 WEIGHT = 0.2
 #: One outcome may move a correction by no more than this factor either way, so that a single
@@ -34,18 +37,61 @@ class Mean:
         self.value += (value - self.value) * max(WEIGHT, 1.0 / self.count)
 
 
+class Shared:
+    """How far priors are off for one model on all devices, or on one device for all models.
+
+    Logarithms of actual over predicted, by quantity. A replica that was never measured borrows
+    from both: they add up, as in a model without interaction between device and model.
+    """
+
+    __slots__ = ("_counts", "_values", "version")
+
+    def __init__(self) -> None:
+        self._values: dict[Quantity, float] = {}
+        self._counts: dict[Quantity, int] = {}
+        #: Changes with every outcome.
+        self.version = 0
+
+    def value(self, quantity: Quantity) -> float:
+        """The believed logarithm; 0 until something was learned."""
+        return self._values.get(quantity, 0.0)
+
+    def add(self, quantity: Quantity, error: float) -> None:
+        """Take over part of what was left unexplained: half of the first, less later on."""
+        count = self._counts.get(quantity, 0)
+        self._counts[quantity] = count + 1
+        self._values[quantity] = self.value(quantity) + error * max(0.05, 0.5 / (count + 1))
+        self.version += 1
+
+
+class SharedTable:
+    """What is shared by model; what is shared by device lives with the device."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, Shared] = {}
+
+    def model(self, name: str) -> Shared:
+        """Return what all replicas of a model share."""
+        return self._models.setdefault(name, Shared())
+
+
 class Correction:
     """A factor on a predicted duration: the mean of log(actual / predicted)."""
 
-    __slots__ = ("_log",)
+    __slots__ = ("_device", "_log", "_model", "_quantity")
 
-    def __init__(self) -> None:
+    def __init__(
+        self, quantity: Quantity, device: Shared | None = None, model: Shared | None = None
+    ) -> None:
         self._log = Mean()
+        self._quantity: Quantity = quantity
+        self._device = device or Shared()
+        self._model = model or Shared()
 
     @property
     def factor(self) -> float:
-        """1 until something was learned; 2 where things take twice as long as the prior said."""
-        return math.exp(self._log.value)
+        """2 where things take twice as long as the prior said. Borrowed until measured."""
+        return math.exp(self._believed)
 
     @property
     def count(self) -> int:
@@ -57,26 +103,56 @@ class Correction:
         if actual <= 0.0 or predicted <= 0.0:
             return
         ratio = math.log(actual) - math.log(predicted)
-        believed = self._log.value
-        self._log.add(min(believed + CLAMP, max(believed - CLAMP, ratio)))
+        believed = self._believed
+        ratio = min(believed + CLAMP, max(believed - CLAMP, ratio))
+        error = ratio - self._borrowed
+        self._log.add(ratio)
+        self._device.add(self._quantity, error)
+        self._model.add(self._quantity, error)
+
+    @property
+    def _believed(self) -> float:
+        return self._log.value if self._log.count else self._borrowed
+
+    @property
+    def _borrowed(self) -> float:
+        return self._device.value(self._quantity) + self._model.value(self._quantity)
 
 
 class ReplicaLearning:
-    """Corrections of one replica's prior."""
+    """Corrections of one replica's prior, borrowed from others until it was measured itself."""
 
-    __slots__ = ("_decode", "_load", "_overhead", "_prefill", "_prior", "_rates")
+    __slots__ = (
+        "_decode",
+        "_device",
+        "_load",
+        "_model",
+        "_overhead",
+        "_prefill",
+        "_prior",
+        "_rates",
+        "_seen",
+    )
 
-    def __init__(self, prior: Rates) -> None:
+    def __init__(
+        self, prior: Rates, device: Shared | None = None, model: Shared | None = None
+    ) -> None:
         self._prior = prior
-        self._prefill = Correction()
-        self._decode = Correction()
-        self._load = Correction()
+        self._device = device or Shared()
+        self._model = model or Shared()
+        self._prefill = Correction("prefill", self._device, self._model)
+        self._decode = Correction("decode", self._device, self._model)
+        self._load = Correction("load", self._device, self._model)
         self._overhead = Mean()
+        self._seen = -1
         self._rates = prior
+        self._refresh()
 
     @property
     def rates(self) -> Rates:
         """The prior, corrected by what came."""
+        if self._seen != self._device.version + self._model.version:
+            self._refresh()
         return self._rates
 
     @property
@@ -139,7 +215,7 @@ class ReplicaLearning:
 
     def _learn_whole(self, seconds: float, fresh: int, tokens: int, share: float) -> None:
         """Learn from an answer that came in one piece: what was wrong, was so in both rates."""
-        rates, prior = self._rates, self._prior
+        rates, prior = self.rates, self._prior
         believed = share * (max(0, fresh) / rates.prefill + tokens / rates.decode)
         if believed <= 0.0:
             return
@@ -151,6 +227,7 @@ class ReplicaLearning:
 
     def _refresh(self) -> None:
         prior = self._prior
+        self._seen = self._device.version + self._model.version
         self._rates = Rates(
             prefill=prior.prefill / self._prefill.factor,
             decode=prior.decode / self._decode.factor,

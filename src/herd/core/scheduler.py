@@ -23,7 +23,7 @@ from herd.core import events as ev
 from herd.core import refusals, signals
 from herd.core.actions import Abort, Action, Dispatch, Hold, Record, Refuse, Release, SetTimer
 from herd.core.decision import Estimate
-from herd.core.learning import AnswerLengths
+from herd.core.learning import AnswerLengths, SharedTable
 from herd.core.placement import Choice, Plan
 from herd.core.request import (
     Attempt,
@@ -62,6 +62,7 @@ class Scheduler:
         #: Waiting requests by model, in the order of arrival.
         self.waiting: dict[str, dict[str, Task]] = {}
         self.answers = AnswerLengths()
+        self._shared = SharedTable()
         #: Models of nodes that went away: asking for them is not a client's mistake.
         self._remembered: set[str] = set()
         self._timers = Timers()
@@ -204,7 +205,7 @@ class Scheduler:
         node = self.nodes.get(report.node)
         joined = node is None
         if node is None:
-            node = self._ghosts.pop(report.node, None) or NodeState(report, now)
+            node = self._ghosts.pop(report.node, None) or NodeState(report, now, self._shared)
             self.nodes[report.node] = node
             self._timers.set(("silence", report.node), now + self.policy.silence)
         changed = node.update(report, now)

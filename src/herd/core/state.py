@@ -12,7 +12,7 @@ from herd.core.actions import Target
 from herd.core.affinity import PrefixCache
 from herd.core.decision import Decision
 from herd.core.fleet import EngineReport, Load, NodeReport, Replica, ReplicaKey, Residency
-from herd.core.learning import ReplicaLearning
+from herd.core.learning import ReplicaLearning, Shared, SharedTable
 from herd.core.request import Attempt, Failure, Prefix, Request, Transition
 
 #: A request's state; `docs/architecture.md` has a paragraph for each.
@@ -133,7 +133,8 @@ class ReplicaState:
         self.node = node
         self.engine = engine
         self.spec = spec
-        self.learning = ReplicaLearning(priors.rates(node.report.hardware, spec))
+        prior = priors.rates(node.report.hardware, spec)
+        self.learning = ReplicaLearning(prior, node.shared, node.table.model(key.model))
         #: Which prompts it has in its cache, as far as we can tell.
         self.cache = PrefixCache(engine.kind)
         self.running: dict[str, Running] = {}
@@ -210,10 +211,23 @@ class Reservation(Struct, frozen=True):
 class NodeState:
     """One node and its replicas."""
 
-    __slots__ = ("draining", "heard", "load", "replicas", "report", "reserved", "running")
+    __slots__ = (
+        "draining",
+        "heard",
+        "load",
+        "replicas",
+        "report",
+        "reserved",
+        "running",
+        "shared",
+        "table",
+    )
 
-    def __init__(self, report: NodeReport, now: float) -> None:
+    def __init__(self, report: NodeReport, now: float, table: SharedTable) -> None:
         self.report = report
+        #: What has been learned of this device that holds for all models, and of the models.
+        self.shared = Shared()
+        self.table = table
         self.load: Load = report.load
         self.heard = now
         self.draining = False
