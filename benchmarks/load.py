@@ -14,8 +14,6 @@ from benchmarks import traffic
 from benchmarks.framing import Answer
 from benchmarks.traffic import Form
 
-#: Seconds after which a load that gets no answer at all gives up.
-STALLED: Final = 10.0
 _OK: Final = 200
 _NS: Final = 1e-9
 
@@ -84,24 +82,31 @@ class _Load:
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
         factory = _Stream if self.scenario.unit == "frame" else _Requests
-        connections = []
-        for number in range(self.scenario.connections):
-            made = await loop.create_connection(lambda: factory(self), "127.0.0.1", port)
-            connections.append(made[1])
-            connections[-1].start(after=number * _stagger(self.scenario))
+        connections: list[_Connection] = []
+        try:
+            for number in range(self.scenario.connections):
+                made = await loop.create_connection(lambda: factory(self), "127.0.0.1", port)
+                connections.append(made[1])
+                made[1].start(after=number * _stagger(self.scenario))
+            return await self._measure(cpu, warm_up, seconds)
+        finally:
+            self.over = True
+            for connection in connections:
+                connection.close()
+            await asyncio.sleep(0)  # lets the sockets go before their loop does
+
+    async def _measure(self, cpu: Callable[[], float], warm_up: float, seconds: float) -> Sample:
         await self._wait(warm_up)
-        self.delays = []
+        delays: list[float] = []
+        self.delays = delays
         count, used, begun = self.count, cpu(), time.monotonic()
         await self._wait(seconds)
         sample = Sample(
             count=self.count - count,
             cpu=cpu() - used,
             seconds=time.monotonic() - begun,
-            delays=sorted(self.delays),
+            delays=sorted(delays),
         )
-        self.over = True
-        for connection in connections:
-            connection.close()
         if not sample.count:
             raise LoadError(f"no answer within {seconds:g} s")
         return sample

@@ -174,7 +174,8 @@ def _delay_table(report: Report, scenarios: Sequence[Scenario]) -> Table:
             for now, before in (
                 ((row.p50, direct.p50), (row.p99, direct.p99)) if row is not None else ()
             ):
-                cells.append(f"+{_short(now.median - before.median)}")
+                added = now.median - before.median
+                cells.append(f"{'-' if added < 0 else '+'}{_short(abs(added))}")
             if row is None:
                 cells += ["-", "-"]
         table.add_row(scenario.title, *cells)

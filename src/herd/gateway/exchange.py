@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -122,7 +122,7 @@ def _keep(_status: int, body: bytes) -> bytes:
 
 def attempt_headers(
     exchange: Exchange, target: Target, *, attempt: int, dispatched: float
-) -> Mapping[str, str]:
+) -> dict[str, str]:
     """Return the headers that tell who answers."""
     return {
         "Herd-Request-Id": exchange.request.id,

@@ -332,13 +332,11 @@ class _Run:
         return headers | self._herd_headers()
 
     def _herd_headers(self) -> dict[str, str]:
-        return dict(
-            attempt_headers(
-                self._exchange,
-                self._dispatch.target,
-                attempt=self._dispatch.attempt,
-                dispatched=self._dispatch.decision.at,
-            )
+        return attempt_headers(
+            self._exchange,
+            self._dispatch.target,
+            attempt=self._dispatch.attempt,
+            dispatched=self._dispatch.decision.at,
         )
 
 
