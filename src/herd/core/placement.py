@@ -8,7 +8,7 @@ before it are planned to bring, and whoever's best replica has a free slot goes.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from msgspec import Struct
 
@@ -140,6 +140,23 @@ class Plan:
             estimates.append(found)
             candidates.append(_Candidate(found.signals.total, hold, replica, found))
         return candidates, estimates
+
+
+def expected_wait(
+    task: Task, replicas: Iterable[ReplicaState], queue: Collection[str]
+) -> float | None:
+    """Predicted seconds that a request waits if all others in its model's queue come first.
+
+    From the backlog, the slots, and the mean length of what runs: cheap enough to be asked for
+    every request that is refused. None if nothing runs from which to judge.
+    """
+    there = [replica for replica in replicas if not signals.unreachable(replica)]
+    lengths = [run.predicted for replica in there for run in replica.running.values()]
+    if not lengths:
+        return None
+    slots = sum(max(1, replica.spec.slots) for replica in there)
+    backlog = len(queue) - (task.request.id in queue) + 0.5 * len(lengths)
+    return backlog / slots * sum(lengths) / len(lengths)
 
 
 def _excluded(task: Task, replica: ReplicaState, *, lenient: bool) -> Exclusion | None:

@@ -24,13 +24,12 @@ from herd.core import refusals, signals
 from herd.core.actions import Abort, Action, Dispatch, Hold, Record, Refuse, Release, SetTimer
 from herd.core.decision import Estimate
 from herd.core.learning import AnswerLengths, SharedTable
-from herd.core.placement import Choice, Plan
+from herd.core.placement import Choice, Plan, expected_wait
 from herd.core.request import (
     Attempt,
     AttemptEnding,
     Ending,
     Failure,
-    Outcome,
     Refusal,
     Result,
 )
@@ -422,20 +421,8 @@ class Scheduler:
         self._refuse(task, refusal, now, actions)
 
     def _expected_wait(self, task: Task) -> float | None:
-        """Predicted seconds that this request waits if all others of its model come first.
-
-        From the backlog, the slots, and the mean length of what runs: cheap enough to be asked
-        for every request that is refused. None if nothing runs from which to judge.
-        """
-        request = task.request
-        replicas = [r for r in self.replicas(request.model) if not signals.unreachable(r)]
-        lengths = [run.predicted for replica in replicas for run in replica.running.values()]
-        if not lengths:
-            return None
-        slots = sum(max(1, replica.spec.slots) for replica in replicas)
-        queue = self.waiting.get(request.model, {})
-        backlog = len(queue) - (request.id in queue) + 0.5 * len(lengths)
-        return backlog / slots * sum(lengths) / len(lengths)
+        model = task.request.model
+        return expected_wait(task, self.replicas(model), self.waiting.get(model, {}))
 
     def _index(self) -> None:
         """Replicas came or went: list them by model anew."""
@@ -531,24 +518,7 @@ class Scheduler:
         self._timers.drop(("patience", task.request.id))
         task.state = "ended"
         task.note(now, ending, refusal.message if refusal is not None else "")
-        last = task.attempts[-1] if task.attempts else None
-        actions.append(
-            Record(
-                Outcome(
-                    request=task.request,
-                    ending=ending,
-                    arrived=task.arrived,
-                    ended=now,
-                    dispatched=last.started if last is not None else None,
-                    first_frame=last.first_frame if last is not None else None,
-                    attempts=tuple(task.attempts),
-                    decision=task.decision,
-                    result=result,
-                    refusal=refusal,
-                    story=tuple(task.story),
-                )
-            )
-        )
+        actions.append(Record(task.outcome(ending, now, result=result, refusal=refusal)))
 
 
 def _decode_share(prefill: float, decode: float) -> float:

@@ -13,7 +13,17 @@ from herd.core.affinity import PrefixCache
 from herd.core.decision import Decision
 from herd.core.fleet import EngineReport, Load, NodeReport, Replica, ReplicaKey, Residency
 from herd.core.learning import ReplicaLearning, Shared, SharedTable
-from herd.core.request import Attempt, Failure, Prefix, Request, Transition
+from herd.core.request import (
+    Attempt,
+    Ending,
+    Failure,
+    Outcome,
+    Prefix,
+    Refusal,
+    Request,
+    Result,
+    Transition,
+)
 
 #: A request's state; `docs/architecture.md` has a paragraph for each.
 TaskState = Literal["waiting", "running", "streaming", "ended"]
@@ -60,6 +70,25 @@ class Task:
     def note(self, now: float, state: str, note: str = "") -> None:
         """Add a step to its story."""
         self.story.append(Transition(now, state, note))
+
+    def outcome(
+        self, ending: Ending, now: float, *, result: Result | None, refusal: Refusal | None
+    ) -> Outcome:
+        """Make its terminal record."""
+        last = self.attempts[-1] if self.attempts else None
+        return Outcome(
+            request=self.request,
+            ending=ending,
+            arrived=self.arrived,
+            ended=now,
+            dispatched=last.started if last is not None else None,
+            first_frame=last.first_frame if last is not None else None,
+            attempts=tuple(self.attempts),
+            decision=self.decision,
+            result=result,
+            refusal=refusal,
+            story=tuple(self.story),
+        )
 
 
 class Running:
