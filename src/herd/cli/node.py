@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from herd.cli.options import DataDir, LogLevel, Verbose, Version
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -50,18 +52,13 @@ def node(
     fleet: Annotated[
         str | None, typer.Option(help="Name of the fleet to join, where there are several.")
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where the node keeps its identity.")
-    ] = None,
+    data_dir: DataDir = None,
     config: Annotated[
         Path | None, typer.Option(help="Settings file, in place of the usual herd.toml.")
     ] = None,
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"] | None,
-        typer.Option(help="How much to log; info if not given."),
-    ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log everything.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    log_level: LogLevel = None,
+    verbose: Verbose = False,
+    version: Version = False,
 ) -> None:
     """Lend this machine's inference engines to the fleet.
 
