@@ -17,7 +17,7 @@ READY = $(VENV)/ready
 ALONE = real or netns or browser
 
 help:
-	@echo 'make demo     a router, two nodes with a real model each, an emulated slow one; 24 answers'
+	@echo 'make demo     a router, two nodes with a real model each, an emulated slow one; 36 answers'
 	@echo 'make test     everything that CI runs: lint, types, contracts, all tests'
 	@echo 'make lint     ruff, import contracts'
 	@echo 'make types    mypy --strict'

@@ -26,7 +26,7 @@ OLLAMA: Final = "http://127.0.0.1:11434"
 STAND_IN: Final = 60.0
 #: How many times slower than the others the slow device is. Slow enough to be left alone while
 #: nothing waits, fast enough to be of use when a dozen ask at once.
-SLOWER: Final = 4.0
+SLOWER: Final = 3.0
 #: Bytes of SmolLM2-135M at four bits, which the emulated devices claim to have.
 _MODEL_BYTES: Final = 98e6
 #: Bytes/s at which the slow device reads the model from its disk: it takes a second.

@@ -79,7 +79,7 @@ class Reply(Struct):
 
 
 def questions(model: str, count: int, *, skip: int = 0) -> list[Question]:
-    """Return `count` questions in all dialects, streamed and not; at most 24 different ones."""
+    """Return `count` questions in all dialects, streamed and not; 24 different ones, in turn."""
     return [
         Question(_TEXTS[number % len(_TEXTS)], model, *_KINDS[number % len(_KINDS)])
         for number in range(skip, skip + count)

@@ -28,7 +28,7 @@ from herd.core.request import Outcome
 from herd.gateway.openapi import RequestDetail
 
 ONE_BY_ONE: Final = 6
-AT_ONCE: Final = 18
+AT_ONCE: Final = 30
 #: Questions to an Ollama that runs on this machine anyway: one in each dialect.
 TO_OLLAMA: Final = 3
 #: Columns where the output is no terminal that could say how wide it is.
