@@ -23,9 +23,10 @@ from rich.progress import track
 
 from benchmarks import load, nginx, report, traffic
 from benchmarks.backend import BackendProcess
+from benchmarks.bare import BareProcess
 from benchmarks.cpu import CpuMeter, on_core, two_cores
 from benchmarks.load import Sample, Scenario
-from benchmarks.report import DIRECT, HERD, NGINX, Report
+from benchmarks.report import BARE, DIRECT, HERD, NGINX, Report
 from devtools.processes import Process, RouterProcess
 
 SCENARIOS: Final = (
@@ -72,6 +73,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     #: Seconds of each measurement, and before it.
     seconds: float
     warm_up: float
+    #: Also measure a relay of aiohttp alone.
+    bare: bool = False
 
 
 class Subject(Struct, frozen=True):
@@ -90,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         repeats=arguments.repeats or (1 if quick else 5),
         seconds=arguments.seconds or (1.0 if quick else 4.0),
         warm_up=0.5 if quick else 0.7,
+        bare=arguments.bare,
     )
     console = Console()
     found = measure(scenarios, plan)
@@ -119,6 +123,9 @@ def measure(scenarios: Sequence[Scenario], plan: Plan) -> Report:
             if program is not None:
                 other = nginx.NginxProcess(program, folder, backend=backend.port)
                 subjects[NGINX] = _subject(stack.enter_context(other), other.port)
+            if plan.bare:
+                bare = stack.enter_context(BareProcess(folder, backend=backend.port))
+                subjects[BARE] = _subject(bare, bare.port)
             router = stack.enter_context(_router(folder, backend.port))
             subjects[HERD] = _subject(router, router.port)
         stack.enter_context(on_core(load_core))
@@ -198,6 +205,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--repeats", type=int, help="how often everything is measured; 5")
     parser.add_argument("--seconds", type=float, help="seconds of each measurement; 4")
+    parser.add_argument(
+        "--bare", action="store_true", help="also measure a relay of aiohttp alone, as a floor"
+    )
     parser.add_argument(
         "--only",
         nargs="+",

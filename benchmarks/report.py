@@ -19,6 +19,7 @@ from benchmarks.load import Sample, Scenario
 #: Names of what is measured. The backend without a proxy is what delays are compared with.
 DIRECT = "direct"
 NGINX = "nginx"
+BARE = "aiohttp"
 HERD = "herd"
 _US = 1e6
 
@@ -75,7 +76,7 @@ def rows(scenarios: Sequence[Scenario], samples: Samples) -> list[Row]:
     found = []
     for scenario in scenarios:
         yardstick = samples.get((scenario.name, NGINX), ())
-        for proxy in (DIRECT, NGINX, HERD):
+        for proxy in (DIRECT, NGINX, BARE, HERD):
             taken = samples.get((scenario.name, proxy), ())
             if taken:
                 found.append(_row(scenario, proxy, taken, yardstick if proxy == HERD else ()))
@@ -144,15 +145,16 @@ def _cpu(sample: Sample) -> float:
 
 def _cpu_table(report: Report, scenarios: Sequence[Scenario]) -> Table:
     table = Table(title="CPU of the proxy, µs: median (least\N{EN DASH}most)", title_justify="left")
-    for name in ("load", "per", "nginx", "Herd", "Herd / nginx", "Herd, per second"):
-        table.add_column(name, justify="left" if name in {"load", "per"} else "right")
     by_key = {(row.scenario, row.proxy): row for row in report.rows}
+    others = [name for name in (NGINX, BARE) if any(row.proxy == name for row in report.rows)]
+    for name in ("load", "per", *others, "Herd", "Herd / nginx", "Herd, per second"):
+        table.add_column(name, justify="left" if name in {"load", "per"} else "right")
     for scenario in scenarios:
-        herd, nginx = by_key[scenario.name, HERD], by_key.get((scenario.name, NGINX))
+        herd = by_key[scenario.name, HERD]
         table.add_row(
             scenario.title,
             scenario.unit,
-            str(nginx.cpu) if nginx is not None else "-",
+            *(str(by_key[scenario.name, name].cpu) for name in others),
             str(herd.cpu),
             str(herd.ratio) if herd.ratio is not None else "-",
             f"{herd.rate.median:,.0f}",
