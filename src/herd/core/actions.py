@@ -21,6 +21,15 @@ class Target(Struct, frozen=True, kw_only=True):
     capabilities: tuple[Capability, ...] = ()
 
 
+class Stay(Struct, frozen=True, kw_only=True):
+    """How an engine that loads on demand is to keep a model; None leaves it to client or engine."""
+
+    #: Tokens of context to load it with.
+    context: int | None = None
+    #: Seconds that it stays in memory after its last request; negative for ever.
+    keep_alive: float | None = None
+
+
 class Dispatch(Struct, frozen=True):
     """Send the request to the target now. A number above 1 is a retry."""
 
@@ -28,6 +37,24 @@ class Dispatch(Struct, frozen=True):
     attempt: int
     target: Target
     decision: Decision
+    #: What the request is to say of the model's stay in memory, as the context plan has it.
+    stay: Stay = Stay()
+
+
+class Preload(Struct, frozen=True):
+    """Load the model there though no request asks for it yet; `PreloadEnded` follows."""
+
+    target: Target
+    stay: Stay
+    #: Why, in words for the owner.
+    reason: str
+
+
+class Unload(Struct, frozen=True):
+    """Let the model leave memory there; its absence from the next report is the answer."""
+
+    target: Target
+    reason: str
 
 
 class Hold(Struct, frozen=True):
@@ -71,4 +98,4 @@ class SetTimer(Struct, frozen=True):
     at: float
 
 
-Action = Dispatch | Hold | Refuse | Abort | Record | Release | SetTimer
+Action = Dispatch | Preload | Unload | Hold | Refuse | Abort | Record | Release | SetTimer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from herd.core.fleet import Load, NodeReport
+from herd.core.fleet import Load, NodeReport, ReplicaKey
 from herd.core.request import Failure, Prefix, Request, Result
 
 
@@ -72,6 +72,13 @@ class NodeGone(Struct, frozen=True):
     reason: str
 
 
+class PreloadEnded(Struct, frozen=True):
+    """A load that a `Preload` ordered is over; `error` is empty if the model is in memory now."""
+
+    replica: ReplicaKey
+    error: str = ""
+
+
 class TimerDue(Struct, frozen=True):
     """The time of the earliest `SetTimer` has come."""
 
@@ -90,6 +97,7 @@ Event = (
     | NodeHeard
     | NodeLeaving
     | NodeGone
+    | PreloadEnded
     | TimerDue
     | Stopping
 )

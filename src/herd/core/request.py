@@ -13,6 +13,8 @@ Dialect = Literal["openai", "ollama", "anthropic"]
 Operation = Literal["chat", "completion", "embedding"]
 Ending = Literal["completed", "failed", "cancelled", "rejected"]
 AttemptEnding = Literal["completed", "failed", "cancelled"]
+#: Classes in which requests wait; a higher one goes first.
+Priority = Literal["high", "normal", "low"]
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -41,6 +43,11 @@ class Request(Struct, frozen=True, kw_only=True):
     client: str = ""
     #: Seconds that it may wait for a slot; None for the router's own limit.
     patience: float | None = None
+    priority: Priority = "normal"
+    #: Seconds after its arrival from which its answer is of no more use; None if it always is.
+    deadline: float | None = None
+    #: What the client calls its conversation, if it does; requests of one share their beginnings.
+    session: str = ""
 
 
 class Prefix(Struct, frozen=True):

@@ -82,6 +82,7 @@ class Scheduler:
             ev.NodeHeard: self._heard,
             ev.NodeLeaving: self._leaving,
             ev.NodeGone: self._gone,
+            ev.PreloadEnded: self._preload_ended,
             ev.TimerDue: self._due,
             ev.Stopping: self._stop,
         }
@@ -237,6 +238,19 @@ class Scheduler:
         if event.node in self.nodes:
             self._lose(event.node, event.reason, actions)
             self._refuse_hopeless(now, actions)
+
+    def _preload_ended(self, event: ev.PreloadEnded, now: float, actions: list[Action]) -> None:
+        node = self.nodes.get(event.replica.node)
+        replica = node.replicas.get(event.replica) if node is not None else None
+        if node is None or replica is None:
+            return
+        if event.error:
+            self._rest(replica, now)
+            if not replica.running:
+                replica.loading_until = 0.0
+        else:
+            replica.answered()
+        self._freed(node, now, actions)
 
     def _lose(self, name: str, reason: str, actions: list[Action]) -> None:
         node = self.nodes.pop(name)
