@@ -21,6 +21,7 @@ from herd.gateway.relay import AttemptFailed, ClientGone, EngineAnswer, Relay
 from herd.ops.clock import Clock
 from herd.ops.logs import logger
 from herd.wire import errors
+from herd.wire.caller import BadHeader, Caller, read_caller
 from herd.wire.errors import Problem
 from herd.wire.peek import BadBody, Peek, peek
 
@@ -48,11 +49,14 @@ class Inference:
         body = await inbound.read()
         try:
             peeked = peek(body)
-        except BadBody as error:
+            caller = read_caller(
+                inbound.headers, inbound.remote or "", tier=peeked.tier, session=peeked.session
+            )
+        except (BadBody, BadHeader) as error:
             return problem_response(endpoint.dialect, Problem(status=400, message=str(error)))
         if not peeked.model:
             return problem_response(endpoint.dialect, _no_model(endpoint))
-        request = _request(endpoint, peeked, inbound, arrived)
+        request = _request(endpoint, peeked, caller, arrived)
         exchange = Exchange(
             endpoint=endpoint, request=request, inbound=inbound, body=body, arrived=arrived
         )
@@ -123,7 +127,7 @@ def _no_model(endpoint: Endpoint) -> Problem:
     return Problem(status=_BAD_REQUEST, message="model is required")
 
 
-def _request(endpoint: Endpoint, peeked: Peek, inbound: web.Request, arrived: float) -> Request:
+def _request(endpoint: Endpoint, peeked: Peek, caller: Caller, arrived: float) -> Request:
     needs: set[Capability] = {endpoint.needs}
     if peeked.images:
         needs.add("vision")
@@ -145,7 +149,10 @@ def _request(endpoint: Endpoint, peeked: Peek, inbound: web.Request, arrived: fl
         prompt_tokens=peeked.prompt_tokens,
         max_tokens=peeked.max_tokens,
         context=peeked.context,
-        client=inbound.remote or "",
+        client=caller.client,
+        priority=caller.priority,
+        deadline=caller.deadline,
+        session=caller.session,
     )
 
 
