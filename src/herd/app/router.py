@@ -19,6 +19,7 @@ from herd.app import process
 from herd.app.process import Stop
 from herd.core import events as ev
 from herd.core.actions import Target
+from herd.core.names import canonical
 from herd.core.request import Outcome
 from herd.core.scheduler import Policy, Scheduler
 from herd.engines.declared import parse_engine_url
@@ -88,6 +89,9 @@ class Router:
             max_waiting=settings.max_waiting,
             patience=settings.patience,
             max_attempts=settings.max_attempts,
+            context_plan=settings.context_plan,
+            placement=settings.placement,
+            pins={canonical(model): nodes for model, nodes in settings.pins.items()},
         )
         scheduler = Scheduler(policy)
         self.driver = Driver(scheduler, clock, record=record, release=self._release)
@@ -112,7 +116,9 @@ class Router:
         stack.push_async_callback(live.close)
         app = application.build(
             [
-                *Inference(self.driver, relay, clock).routes(),
+                *Inference(
+                    self.driver, relay, clock, overrule=settings.keep_alive == "herd"
+                ).routes(),
                 *Catalogue(scheduler, relay, clock).routes(),
                 *OwnApi(self.driver, self.engines, store, self.recent).routes(),
                 *live.routes(),

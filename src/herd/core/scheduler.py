@@ -14,7 +14,7 @@ and it answers each `Dispatch` with one `Finished`, `Failed` or `ClientLeft`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec import Struct, structs
@@ -48,6 +48,12 @@ class Policy(Struct, frozen=True, kw_only=True):
     #: A replica that failed rests this long, twice as long after each further failure.
     rest: float = 1.0
     rest_most: float = 30.0
+    #: Give each model one context on a device, and say so in requests that can carry it.
+    context_plan: bool = True
+    #: Load and unload ahead of requests.
+    placement: bool = True
+    #: Nodes, by name or id, on which a model is to stay in memory; by canonical name.
+    pins: Mapping[str, tuple[str, ...]] = {}
 
 
 class Scheduler:

@@ -32,10 +32,14 @@ _BAD_REQUEST: Final = 400
 class Inference:
     """Answers requests on the inference endpoints."""
 
-    def __init__(self, driver: Driver, relay: Relay, clock: Clock) -> None:
+    def __init__(
+        self, driver: Driver, relay: Relay, clock: Clock, *, overrule: bool = False
+    ) -> None:
         self._driver = driver
         self._relay = relay
         self._clock = clock
+        #: The scheduler's word on how long a model stays goes before the client's.
+        self._overrule = overrule
         self._log = logger("gateway")
 
     def routes(self) -> list[web.RouteDef]:
@@ -58,7 +62,13 @@ class Inference:
             return problem_response(endpoint.dialect, _no_model(endpoint))
         request = _request(endpoint, peeked, caller, arrived)
         exchange = Exchange(
-            endpoint=endpoint, request=request, inbound=inbound, body=body, arrived=arrived
+            endpoint=endpoint,
+            request=request,
+            inbound=inbound,
+            body=body,
+            arrived=arrived,
+            unloads=peeked.empty and peeked.unload,
+            overrule=self._overrule,
         )
         ticket = self._driver.submit(request, peeked.prefix)
         try:
