@@ -27,6 +27,7 @@ from herd.engines.upstream import AiohttpUpstream
 from herd.fleet.discovery import Announcer, interface_addresses
 from herd.fleet.driver import Driver
 from herd.fleet.links import Links
+from herd.fleet.loading import Loading
 from herd.fleet.probing import UrlNodes
 from herd.gateway import application
 from herd.gateway.catalogue import Catalogue
@@ -94,8 +95,16 @@ class Router:
             pins={canonical(model): nodes for model, nodes in settings.pins.items()},
         )
         scheduler = Scheduler(policy)
-        self.driver = Driver(scheduler, clock, record=record, release=self._release)
+        loading = Loading(
+            lambda event: self.driver.feed(event),  # noqa: PLW0108 - there is no driver yet
+            credentials=self._credentials,
+            timeout=settings.first_byte_timeout,
+        )
+        self.driver = Driver(
+            scheduler, clock, record=record, release=self._release, load=loading.order
+        )
         stack.callback(self.driver.close)
+        stack.push_async_callback(loading.close)
         identity = await asyncio.to_thread(router_id, settings.data_dir)
         self._links = Links(
             self.driver.feed, router=identity, version=__version__, fleet=settings.fleet
