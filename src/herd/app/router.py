@@ -32,6 +32,7 @@ from herd.fleet.probing import UrlNodes
 from herd.gateway import application
 from herd.gateway.catalogue import Catalogue
 from herd.gateway.inference import Inference
+from herd.gateway.models import ModelsApi
 from herd.gateway.own import OwnApi
 from herd.gateway.recent import Recent
 from herd.gateway.relay import Limits, Relay
@@ -130,6 +131,7 @@ class Router:
                 ).routes(),
                 *Catalogue(scheduler, relay, clock).routes(),
                 *OwnApi(self.driver, self.engines, store, self.recent).routes(),
+                *ModelsApi(self.driver, loading.order).routes(),
                 *live.routes(),
             ],
             link=self._links.serve,
