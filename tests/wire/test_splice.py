@@ -46,6 +46,7 @@ def test_an_object_without_model_gets_one(body: bytes, made: bytes) -> None:
     "body",
     [
         b'{"model":"a","n":1, "model":"c"}',
+        b'{"model":"a","n":1,"model":"a"}',
         b'{"n":1,"n":11,"model":"a"}',
         b'{"model":"a","n":11,"n":1}',
         b'{"n":"x,","n":"1,\\"n\\":22}","model":"a"}',
