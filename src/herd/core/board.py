@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct, structs
 
 from herd.core.actions import Action, Record, Refuse
@@ -24,6 +26,12 @@ class Policy(Struct, frozen=True, kw_only=True):
     #: A replica that failed rests this long, twice as long after each further failure.
     rest: float = 1.0
     rest_most: float = 30.0
+    #: Load models ahead of requests, and let go of those that are not worth their memory.
+    placement: bool = True
+    #: Say with how much context a model is loaded, so that no request reloads it by accident.
+    context_plan: bool = True
+    #: Nodes, by name or identity, on which a model stays in memory, by its canonical name.
+    pins: Mapping[str, tuple[str, ...]] = {}
 
 
 class Board:
