@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from herd.core import signals
 from herd.core.decision import Decision, Estimate, Exclusion
-from herd.core.learning import AnswerLengths
+from herd.core.lengths import AnswerLengths
 from herd.core.state import ReplicaState, Task
 
 #: Candidates within this share of the best count as equal, and the one that rested longest wins:

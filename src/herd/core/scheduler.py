@@ -23,7 +23,9 @@ from herd.core import events as ev
 from herd.core import refusals, signals
 from herd.core.actions import Abort, Action, Dispatch, Hold, Record, Refuse, Release, SetTimer
 from herd.core.decision import Estimate
-from herd.core.learning import AnswerLengths, SharedTable
+from herd.core.learned import Learned, SharedTable, check
+from herd.core.learning import hindsight, tokens_of
+from herd.core.lengths import AnswerLengths
 from herd.core.placement import Choice, Plan, expected_wait
 from herd.core.request import (
     Attempt,
@@ -101,6 +103,19 @@ class Scheduler:
         """Requests that wait for a slot."""
         return sum(len(tasks) for tasks in self.waiting.values())
 
+    def learned(self, now: float) -> Learned:
+        """Return what was learned so far, to be kept over a restart."""
+        return self._shared.learned(self.answers, now)
+
+    def restore(self, learned: Learned) -> None:
+        """Go on from what was learned before; to be called before the first event.
+
+        Raises ValueError, with nothing taken over, if it is of another version or spoilt.
+        """
+        check(learned)
+        self.answers.restore(learned.lengths, learned.at)
+        self._shared.restore(learned)
+
     def replicas(self, model: str) -> list[ReplicaState]:
         """All replicas of a model, in an order that does not depend on chance."""
         return self._homes.get(model, [])
@@ -136,6 +151,7 @@ class Scheduler:
         if running is None:
             return
         running.first_frame = now
+        running.crowd_first = running.replica.node.crowd.reading(now)
         running.expected_end = now + running.decoding
         running.replica.answered()
         running.task.state = "streaming"
@@ -147,22 +163,41 @@ class Scheduler:
             return
         task, replica, result = running.task, running.replica, event.result
         attempt = self._free(running, "completed", None, now, result.usage.cached_tokens)
+        attempt = self._learn(running, attempt, result, now)
         replica.failures = 0
         replica.down_until = 0.0
         replica.answered(unloaded=result.finish_reason == "unload")
-        replica.learning.learn(
-            request=task.request,
-            attempt=attempt,
-            result=result,
-            kind=replica.engine.kind,
-            running=running.neighbours,
-            cold=running.cold,
-            cached=running.cached,
-        )
         if result.usage.completion_tokens is not None and task.request.operation != "embedding":
-            self.answers.add(task.request, result.usage.completion_tokens)
+            self.answers.add(task.request, result.usage.completion_tokens, now)
         self._end(task, "completed", now, actions, result=result)
         self._freed(replica.node, now, actions)
+
+    def _learn(self, running: Running, attempt: Attempt, result: Result, now: float) -> Attempt:
+        """Learn from a completed attempt; returns it with what hindsight would have predicted."""
+        request = running.task.request
+        before, beside = running.met(now)
+        fresh, tokens = tokens_of(request, result, running.cached)
+        found = hindsight(
+            running.rates,
+            fresh=fresh,
+            tokens=tokens,
+            running=beside,
+            running_prefill=before,
+            load=running.load,
+        )
+        attempt = structs.replace(attempt, hindsight=found)
+        running.task.attempts[-1] = attempt
+        running.replica.learning.learn(
+            request=request,
+            attempt=attempt,
+            result=result,
+            running=beside,
+            running_prefill=before,
+            cold=running.cold,
+            loads=running.loads,
+            cached=running.cached,
+        )
+        return attempt
 
     def _failed(self, event: ev.Failed, now: float, actions: list[Action]) -> None:
         running = self._running(event.request, event.attempt)
@@ -209,6 +244,7 @@ class Scheduler:
             self.nodes[report.node] = node
             self._timers.set(("silence", report.node), now + self.policy.silence)
         changed = node.update(report, now)
+        node.shared.tick(now)
         if changed or joined:
             self._index()
         # A report from a node that was leaving means that it has thought better of it.
@@ -222,6 +258,7 @@ class Scheduler:
         if node is not None:
             node.heard = now
             node.load = event.load
+            node.shared.tick(now)
 
     def _leaving(self, event: ev.NodeLeaving, now: float, actions: list[Action]) -> None:
         name = event.node
@@ -375,6 +412,8 @@ class Scheduler:
             request.prompt_tokens / rates.prefill, self.answers.expect(request) / rates.decode
         )
         running.cold = parts.residency > 0.0
+        running.load = parts.residency
+        running.loads = running.cold and replica.loading_until <= 0.0
         if running.cold and replica.loading_until <= 0.0:
             for other in signals.evicted_by(replica):
                 if other.key.engine == replica.key.engine:
@@ -386,6 +425,7 @@ class Scheduler:
         replica.cache.begin(request.id, task.prefix, max(1, replica.spec.slots))
         replica.peak = max(replica.peak, len(replica.running))
         replica.node.running += 1
+        running.crowd = running.crowd_first = replica.node.crowd.enter(now)
         task.current, task.decision, task.state = running, decision, "running"
         task.attempts.append(
             Attempt(
@@ -466,6 +506,7 @@ class Scheduler:
         del replica.running[task.request.id]
         running.cached = replica.cache.end(task.request.id, cached)
         replica.node.running -= 1
+        replica.node.crowd.leave(now)
         if not replica.running:
             replica.loading_until = 0.0
         if replica.spec.residency == "absent" and not replica.running:

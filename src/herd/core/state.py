@@ -7,12 +7,13 @@ from typing import Literal
 
 from msgspec import Struct, structs
 
-from herd.core import priors
+from herd.core import crowd, priors
 from herd.core.actions import Target
 from herd.core.affinity import PrefixCache
+from herd.core.crowd import Crowd
 from herd.core.decision import Decision
 from herd.core.fleet import EngineReport, Load, NodeReport, Replica, ReplicaKey, Residency
-from herd.core.learning import ReplicaLearning, Shared, SharedTable
+from herd.core.learned import SharedTable
 from herd.core.request import (
     Attempt,
     Ending,
@@ -97,12 +98,17 @@ class Running:
     __slots__ = (
         "cached",
         "cold",
+        "crowd",
+        "crowd_first",
         "decoding",
         "expected_end",
         "first_frame",
+        "load",
+        "loads",
         "neighbours",
         "number",
         "predicted",
+        "rates",
         "replica",
         "started",
         "task",
@@ -124,8 +130,32 @@ class Running:
         self.neighbours = 1
         #: The model had to be loaded first.
         self.cold = False
+        #: It was the one that began that load.
+        self.loads = False
+        #: Seconds of `predicted` that are loading.
+        self.load = 0.0
+        #: What was believed of the replica when it was dispatched.
+        self.rates = replica.learning.rates
+        #: Readings of its device's crowd at its start and at its first frame.
+        self.crowd = 0.0
+        self.crowd_first = 0.0
         #: Tokens of its prompt that were cached, once it has ended.
         self.cached = 0.0
+
+    def met(self, now: float) -> tuple[float, float]:
+        """Requests on its device before and after its first frame, itself one (harmonic means).
+
+        Without a first frame, or with one at its end, the whole time counts for both.
+        """
+        reading = self.replica.node.crowd.reading(now)
+        whole = crowd.mean(now - self.started, reading - self.crowd)
+        first = self.first_frame
+        if first is None or not self.started < first < now:
+            return whole, whole
+        return (
+            crowd.mean(first - self.started, self.crowd_first - self.crowd),
+            crowd.mean(now - first, reading - self.crowd_first),
+        )
 
     def remaining(self, now: float) -> float:
         """Predicted seconds until it ends; one that is overdue is expected to go on a while."""
@@ -162,8 +192,10 @@ class ReplicaState:
         self.node = node
         self.engine = engine
         self.spec = spec
-        prior = priors.rates(node.report.hardware, spec)
-        self.learning = ReplicaLearning(prior, node.shared, node.table.model(key.model))
+        self.learning = node.table.replica(
+            key, priors.rates(node.report.hardware, spec, engine.kind)
+        )
+        self.learning.reported(spec)
         #: Which prompts it has in its cache, as far as we can tell.
         self.cache = PrefixCache(engine.kind)
         self.running: dict[str, Running] = {}
@@ -179,7 +211,8 @@ class ReplicaState:
 
     def update(self, engine: EngineReport, spec: Replica) -> None:
         """Take a newer report in."""
-        self.learning.reprime(priors.rates(self.node.report.hardware, spec))
+        self.learning.reprime(priors.rates(self.node.report.hardware, spec, engine.kind))
+        self.learning.reported(spec)
         self.engine = engine
         self.spec = spec
         if spec.residency == "resident":
@@ -241,6 +274,7 @@ class NodeState:
     """One node and its replicas."""
 
     __slots__ = (
+        "crowd",
         "draining",
         "heard",
         "load",
@@ -255,8 +289,10 @@ class NodeState:
     def __init__(self, report: NodeReport, now: float, table: SharedTable) -> None:
         self.report = report
         #: What has been learned of this device that holds for all models, and of the models.
-        self.shared = Shared()
+        self.shared = table.device(report.node)
         self.table = table
+        #: How crowded the device was, as far as by us.
+        self.crowd = Crowd()
         self.load: Load = report.load
         self.heard = now
         self.draining = False
