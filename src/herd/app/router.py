@@ -16,6 +16,7 @@ from aiohttp import web
 
 from herd import __version__
 from herd.app import process
+from herd.app.keeping import Keeper, recall
 from herd.app.process import Stop
 from herd.core import events as ev
 from herd.core.actions import Target
@@ -83,6 +84,7 @@ class Router:
         def record(outcome: Outcome) -> None:
             self.recent.add(outcome)
             store.put(outcome)
+            keeper.note()
 
         policy = Policy(
             max_waiting=settings.max_waiting,
@@ -91,6 +93,9 @@ class Router:
         )
         scheduler = Scheduler(policy)
         self.driver = Driver(scheduler, clock, record=record, release=self._release)
+        await recall(self.driver, store)
+        keeper = Keeper(self.driver, store)
+        stack.push_async_callback(keeper.close)
         stack.callback(self.driver.close)
         identity = await asyncio.to_thread(router_id, settings.data_dir)
         self._links = Links(

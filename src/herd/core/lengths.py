@@ -155,10 +155,11 @@ class AnswerLengths:
 
     def restore(self, states: tuple[LengthsState, ...], now: float) -> None:
         """Go on from what was kept until `now`; raises ValueError if it cannot have been."""
+        restored: OrderedDict[Key, Sketch] = OrderedDict()
         for state in states[-SKETCHES:]:
-            sketch = Sketch(HALF_LIFE)
-            sketch.restore(state.landmark, state.version, state.counts)
-            self._sketches[state.key] = sketch
+            restored[state.key] = Sketch(HALF_LIFE)
+            restored[state.key].restore(state.landmark, state.version, state.counts)
+        self._sketches = restored
         self._now = max(self._now, now)
         self._views.clear()
 
