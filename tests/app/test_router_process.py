@@ -66,6 +66,28 @@ async def test_outcomes_survive_a_restart(tmp_path: Path) -> None:
         assert (tmp_path / "router" / "router-id").read_text() == identity
 
 
+async def test_what_was_learned_survives_a_restart(tmp_path: Path) -> None:
+    def believed(router: RouterProcess) -> tuple[int, dict[str, float]]:
+        (node,) = router.get("/herd/v1/fleet")["nodes"]
+        (found,) = [r for e in node["engines"] for r in e["replicas"] if r["model"] == CHAT]
+        return found["outcomes"], found["rates"]
+
+    async with EmulatedServer(engine_spec(), answer_tokens=(8, 8)) as engine:
+        async with (
+            running(tmp_path, engine) as router,
+            aiohttp.ClientSession(router.url) as http,
+        ):
+            untaught, _ = await asyncio.to_thread(believed, router)
+            for _ in range(3):
+                async with http.post(PATH, json=body(PATH)) as response:
+                    await response.read()
+            taught, rates = await asyncio.to_thread(believed, router)
+        async with running(tmp_path, engine) as router:
+            after, again = await asyncio.to_thread(believed, router)
+    assert (untaught, taught, after) == (0, 3, 3)
+    assert again["decode"] == pytest.approx(rates["decode"], rel=0.2)
+
+
 async def test_a_running_stream_ends_and_new_requests_are_refused(tmp_path: Path) -> None:
     slow = engine_spec(decode_rate=10.0)
     async with (

@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from herd.core import learning, priors
-from herd.core.fleet import EngineKind, ReplicaKey
-from herd.core.learning import AnswerLengths, Correction, Mean, ReplicaLearning, Shared
+from herd.core import learning
+from herd.core.fleet import ReplicaKey
+from herd.core.learning import ReplicaLearning, hindsight
 from herd.core.priors import Rates
 from herd.core.request import Attempt, Operation, Request, Result, Timings, Usage
+from herd.core.shared import Device as DeviceShared
+from herd.core.shared import Shared
 
 PRIOR = Rates(prefill=400.0, decode=20.0, load=5.0, overhead=0.02)
 Told = Literal["timings", "stream", "whole"]
@@ -89,8 +91,7 @@ def outcome(
     first: float | None,
     end: float | None,
     result: Result,
-    kind: EngineKind = "ollama",
-    running: int = 1,
+    running: float = 1,
     cold: bool = False,
 ) -> None:
     attempt = Attempt(
@@ -100,9 +101,7 @@ def outcome(
         first_frame=None if first is None else 1000.0 + first,
         ended=None if end is None else 1000.0 + end,
     )
-    teach.learn(
-        request=asked, attempt=attempt, result=result, kind=kind, running=running, cold=cold
-    )
+    teach.learn(request=asked, attempt=attempt, result=result, running=running, cold=cold)
 
 
 def predicted(teach: ReplicaLearning, prompt: int, answer: int) -> float:
@@ -137,7 +136,8 @@ def test_the_error_falls_with_every_outcome_of_a_steady_device() -> None:
         errors.append(abs(predicted(teach, 800, 200) - device.seconds(800, 200)))
         device.serve(teach, 800, 200, "stream")
     assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < errors[0] / 10
+    assert errors[1] < errors[0] / 5
+    assert errors[-1] < errors[0] / 25
 
 
 def test_it_follows_a_device_that_slows_down() -> None:
@@ -155,9 +155,9 @@ def test_loads_are_learned_apart_from_prefill() -> None:
     teach = ReplicaLearning(PRIOR)
     for _ in range(10):
         device.serve(teach, 800, 200, "timings", cold=True)
-    assert teach.rates.load == pytest.approx(30.0)
+    assert teach.rates.load == pytest.approx(30.0, rel=0.01)
     assert teach.rates.prefill == pytest.approx(PRIOR.prefill)
-    assert teach.rates.decode == pytest.approx(20.0)
+    assert teach.rates.decode == pytest.approx(20.0, rel=0.01)
 
 
 def test_a_short_load_is_no_load() -> None:
@@ -169,7 +169,7 @@ def test_a_short_load_is_no_load() -> None:
     )
     outcome(teach, request(), first=4.1, end=14.0, result=result)
     assert teach.rates.load == PRIOR.load
-    assert teach.rates.prefill == pytest.approx(200.0)
+    assert teach.rates.prefill == pytest.approx(200.0, rel=0.07)
 
 
 @pytest.mark.parametrize("told", ["stream", "whole"])
@@ -188,8 +188,8 @@ def test_the_engines_own_durations_are_preferred() -> None:
         timings=Timings(prefill=1.0, decode=5.0),
     )
     outcome(teach, request(), first=9.0, end=60.0, result=result)
-    assert teach.rates.prefill == pytest.approx(400.0)
-    assert teach.rates.decode == pytest.approx(20.0)
+    assert teach.rates.prefill == pytest.approx(400.0, rel=0.01)
+    assert teach.rates.decode == pytest.approx(20.0, rel=0.01)
     assert teach.rates.overhead == pytest.approx(8.0)
 
 
@@ -200,79 +200,23 @@ def test_cached_tokens_are_not_taken_for_fast_prefill() -> None:
         timings=Timings(prefill=1.0, decode=0.5),
     )
     outcome(teach, request(), first=1.02, end=1.5, result=result)
-    assert teach.rates.prefill == pytest.approx(400.0)
+    assert teach.rates.prefill == pytest.approx(400.0, rel=0.01)
 
 
 def test_cached_tokens_of_an_answer_that_comes_whole_are_not_taken_for_decoding() -> None:
     teach = ReplicaLearning(PRIOR)
     result = Result(usage=Usage(prompt_tokens=4000, completion_tokens=100, cached_tokens=4000))
     outcome(teach, request(stream=False), first=None, end=5.02, result=result)
-    assert teach.rates.decode == pytest.approx(20.0)
+    assert teach.rates.decode == pytest.approx(20.0, rel=0.01)
 
 
 def test_neighbours_are_not_taken_for_slowness() -> None:
     teach = ReplicaLearning(PRIOR)
-    share = priors.slowdown("ollama", 4)
+    share = 4**PRIOR.sharing
     result = Result(usage=Usage(prompt_tokens=400, completion_tokens=101))
     outcome(teach, request(), first=share, end=6 * share, result=result, running=4)
-    assert teach.rates.prefill == pytest.approx(400.0)
-    assert teach.rates.decode == pytest.approx(20.0)
-
-
-MOST = math.exp(learning.CLAMP)
-
-
-@pytest.mark.parametrize(("actual", "factor"), [(1e-9, 1 / MOST), (1e9, MOST)])
-def test_one_outcome_cannot_move_a_rate_beyond_the_clamp(actual: float, factor: float) -> None:
-    correction = Correction("decode")
-    correction.add(actual, 1.0)
-    assert correction.factor == pytest.approx(factor)
-
-
-def test_a_prior_beyond_the_clamp_is_put_right_all_the_same() -> None:
-    correction = Correction("decode")
-    for _ in range(60):
-        correction.add(5000.0, 1.0)
-    assert correction.factor == pytest.approx(5000.0, rel=0.01)
-
-
-def test_one_stall_among_many_is_soon_forgotten() -> None:
-    correction = Correction("decode")
-    for _ in range(50):
-        correction.add(1.0, 1.0)
-    correction.add(1e6, 1.0)
-    assert correction.factor < MOST ** (learning.WEIGHT + 0.01)
-    for _ in range(20):
-        correction.add(1.0, 1.0)
-    assert correction.factor == pytest.approx(1.0, rel=0.02)
-
-
-DURATIONS = st.floats(-1.0, 1e12, allow_nan=False)
-
-
-@given(st.lists(st.tuples(DURATIONS, DURATIONS), max_size=50))
-def test_no_outcome_moves_a_correction_beyond_the_clamp(pairs: list[tuple[float, float]]) -> None:
-    correction = Correction("decode")
-    for actual, expected in pairs:
-        before = correction.factor
-        correction.add(actual, expected)
-        assert 1 / MOST / 1.001 <= correction.factor / before <= MOST * 1.001
-    assert correction.count == sum(a > 0.0 and p > 0.0 for a, p in pairs)
-
-
-@given(st.lists(st.floats(-1e6, 1e6, allow_nan=False), min_size=1, max_size=50))
-def test_a_mean_lies_among_its_values(values: list[float]) -> None:
-    mean = Mean()
-    for value in values:
-        mean.add(value)
-    assert min(values) - 1e-6 <= mean.value <= max(values) + 1e-6
-
-
-def test_the_first_values_of_a_mean_weigh_the_same() -> None:
-    mean = Mean()
-    for value in (1.0, 2.0, 6.0):
-        mean.add(value)
-    assert mean.value == pytest.approx(3.0)
+    assert teach.rates.prefill == pytest.approx(400.0, rel=0.01)
+    assert teach.rates.decode == pytest.approx(20.0, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -282,8 +226,7 @@ def test_too_little_teaches_no_rate(prompt: int, answer: int) -> None:
     teach = ReplicaLearning(PRIOR)
     result = Result(usage=Usage(prompt_tokens=prompt, completion_tokens=answer))
     outcome(teach, request(prompt=prompt), first=3.0, end=30.0, result=result)
-    assert teach.rates == PRIOR
-    assert teach.outcomes == 0
+    assert (teach.rates.prefill, teach.rates.decode) == (PRIOR.prefill, PRIOR.decode)
 
 
 def test_an_attempt_that_has_not_ended_teaches_nothing() -> None:
@@ -295,7 +238,7 @@ def test_an_attempt_that_has_not_ended_teaches_nothing() -> None:
 def test_without_the_engines_count_the_estimate_of_the_prompt_serves() -> None:
     teach = ReplicaLearning(PRIOR)
     outcome(teach, request(prompt=800), first=4.0, end=5.0, result=Result())
-    assert teach.rates.prefill == pytest.approx(200.0)
+    assert teach.rates.prefill == pytest.approx(200.0, rel=0.07)
 
 
 def test_an_embedding_teaches_prefill_though_no_engine_tells_how_long_it_took() -> None:
@@ -303,7 +246,7 @@ def test_an_embedding_teaches_prefill_though_no_engine_tells_how_long_it_took() 
     result = Result(usage=Usage(prompt_tokens=800), timings=Timings(load=0.01))
     embedding = request(operation="embedding", stream=False)
     outcome(teach, embedding, first=None, end=0.01 + 0.02 + 4.0, result=result)
-    assert teach.rates.prefill == pytest.approx(200.0)
+    assert teach.rates.prefill == pytest.approx(200.0, rel=0.07)
     assert teach.rates.decode == PRIOR.decode
 
 
@@ -311,8 +254,8 @@ def test_a_stream_that_is_answered_in_one_piece_is_not_taken_for_slow_prefill() 
     teach = ReplicaLearning(PRIOR)
     result = Result(usage=Usage(prompt_tokens=400, completion_tokens=100))
     outcome(teach, request(stream=True), first=None, end=0.02 + 1.0 + 5.0, result=result)
-    assert teach.rates.prefill == pytest.approx(400.0)
-    assert teach.rates.decode == pytest.approx(20.0)
+    assert teach.rates.prefill == pytest.approx(400.0, rel=0.01)
+    assert teach.rates.decode == pytest.approx(20.0, rel=0.01)
 
 
 def test_a_whole_answer_of_nothing_teaches_nothing() -> None:
@@ -325,75 +268,187 @@ def test_corrections_stay_when_the_prior_changes() -> None:
     teach = ReplicaLearning(PRIOR)
     Device(prefill=200.0, decode=10.0).serve(teach, 800, 200, "timings")
     teach.reprime(Rates(prefill=4000.0, decode=200.0, load=1.0, overhead=0.02))
-    assert teach.rates.prefill == pytest.approx(2000.0)
-    assert teach.rates.decode == pytest.approx(100.0)
+    assert teach.rates.prefill == pytest.approx(2000.0, rel=0.07)
+    assert teach.rates.decode == pytest.approx(100.0, rel=0.07)
 
 
-# How long answers are
+def decoded(teach: ReplicaLearning, rate: float, *, running: float = 1, at: float = 1000.0) -> None:
+    """A request's hundred tokens come at that rate."""
+    attempt = Attempt(
+        number=1,
+        replica=ReplicaKey("n", "e", "m"),
+        started=at,
+        first_frame=at + 0.02,
+        ended=at + 0.02 + 100 / rate,
+    )
+    result = Result(usage=Usage(completion_tokens=100), timings=Timings(decode=100 / rate))
+    teach.learn(request=request(), attempt=attempt, result=result, running=running)
 
 
-def test_answers_are_expected_to_be_as_long_as_they_were() -> None:
-    lengths = AnswerLengths()
-    assert lengths.expect(request()) == priors.ANSWER_TOKENS
-    for tokens in (100, 200, 300):
-        lengths.add(request(), tokens)
-    assert lengths.expect(request()) == pytest.approx(200.0)
-
-
-def test_lengths_are_kept_apart_by_model_and_operation() -> None:
-    lengths = AnswerLengths()
-    lengths.add(request(), 10)
-    assert lengths.expect(request(model="k:latest")) == priors.ANSWER_TOKENS
-    assert lengths.expect(request(operation="completion")) == priors.ANSWER_TOKENS
-
-
-def test_a_clients_limit_bounds_what_is_expected() -> None:
-    lengths = AnswerLengths()
-    assert lengths.expect(request(limit=16)) == 16.0
-    assert lengths.expect(request(limit=10**400)) == priors.ANSWER_TOKENS
-
-
-def test_an_embedding_has_no_answer_and_anything_else_at_least_a_token() -> None:
-    lengths = AnswerLengths()
-    lengths.add(request(), 0)
-    assert lengths.expect(request()) == 1.0
-    assert lengths.expect(request(operation="embedding")) == 0.0
-
-
-def test_what_one_device_teaches_of_a_model_is_half_believed_on_the_next() -> None:
-    """Nobody can tell yet whether the model is fast or the device is."""
+def test_a_quarter_of_what_one_device_teaches_of_a_model_is_believed_on_the_next() -> None:
+    """Nobody can tell yet whether model, device or the two together are fast."""
     model = Shared()
-    first = ReplicaLearning(PRIOR, Shared(), model)
-    twin = ReplicaLearning(PRIOR, Shared(), model)
-    result = Result(usage=Usage(completion_tokens=100), timings=Timings(decode=100 / 80.0))
-    outcome(first, request(), first=0.1, end=2.0, result=result)
-    assert first.rates.decode == pytest.approx(80.0)
-    assert twin.rates.decode == pytest.approx(math.sqrt(80.0 * PRIOR.decode))
+    first = ReplicaLearning(PRIOR, DeviceShared(), model)
+    twin = ReplicaLearning(PRIOR, DeviceShared(), model)
+    for _ in range(10):
+        decoded(first, 80.0)
+    assert first.rates.decode == pytest.approx(80.0, rel=0.02)
+    assert math.log(twin.rates.decode / PRIOR.decode) == pytest.approx(
+        math.log(4.0) * 0.25, rel=0.15
+    )
 
 
 def test_a_model_that_is_fast_everywhere_is_expected_to_be_fast_on_a_new_device() -> None:
     model = Shared()
-    for _ in range(8):
-        measured = ReplicaLearning(PRIOR, Shared(), model)
-        for _ in range(5):
-            result = Result(
-                usage=Usage(completion_tokens=100),
-                timings=Timings(decode=100 / (4.0 * PRIOR.decode)),
-            )
-            outcome(measured, request(), first=0.1, end=2.0, result=result)
-    new = ReplicaLearning(PRIOR, Shared(), model)
+    measured = [ReplicaLearning(PRIOR, DeviceShared(), model) for _ in range(8)]
+    for _ in range(5):
+        for teach in measured:
+            decoded(teach, 4.0 * PRIOR.decode)
+    new = ReplicaLearning(PRIOR, DeviceShared(), model)
     assert new.rates.decode == pytest.approx(4.0 * PRIOR.decode, rel=0.35)
 
 
 def test_its_own_outcomes_take_the_place_of_what_was_borrowed() -> None:
-    device, model = Shared(), Shared()
+    device, model = DeviceShared(), Shared()
     other = ReplicaLearning(PRIOR, device, Shared())
     replica = ReplicaLearning(PRIOR, device, model)
-    fast = Result(
-        usage=Usage(completion_tokens=100), timings=Timings(decode=100 / (4 * PRIOR.decode))
+    for _ in range(10):
+        decoded(other, 4 * PRIOR.decode)
+    assert replica.rates.decode > 1.3 * PRIOR.decode
+    for _ in range(5):
+        decoded(replica, PRIOR.decode)
+    assert replica.rates.decode == pytest.approx(PRIOR.decode, rel=0.1)
+
+
+def test_old_outcomes_fade_by_time_not_by_number() -> None:
+    device, model = DeviceShared(), Shared()
+    teach = ReplicaLearning(PRIOR, device, model)
+    for _ in range(20):
+        decoded(teach, 10.0)
+    for _ in range(3):
+        decoded(teach, 40.0, at=30 * learning.HALF_LIFE)
+    assert teach.rates.decode == pytest.approx(40.0, rel=0.15)
+
+
+def test_uncertainty_falls_with_outcomes() -> None:
+    teach = ReplicaLearning(PRIOR)
+    told = [teach.uncertainty]
+    for _ in range(4):
+        for _ in range(5):
+            decoded(teach, 20.0)
+        told.append(teach.uncertainty)
+    assert told == sorted(told, reverse=True)
+    assert told[0] > 0.4
+    assert told[-1] < 0.15
+
+
+@pytest.mark.parametrize("exponent", [0.3, 0.6, 1.1])
+def test_the_cost_of_sharing_is_learned(exponent: float) -> None:
+    teach = ReplicaLearning(PRIOR)
+    for running in (1, 4, 2, 8, 1, 4, 2, 8, 3, 6) * 2:
+        decoded(teach, 20.0 / running**exponent, running=running)
+    assert teach.rates.sharing == pytest.approx(exponent, abs=0.08)
+    assert teach.slowdown(8) == pytest.approx(8**exponent, rel=0.15)
+    assert teach.rates.decode == pytest.approx(20.0, rel=0.1)
+
+
+def test_one_request_alone_puts_right_what_a_crowd_has_taught() -> None:
+    """Whether the rate or the sharing was wrong cannot be told from a crowd of one size."""
+    teach = ReplicaLearning(PRIOR)
+    for _ in range(20):
+        decoded(teach, 60.0 / 20**0.2, running=20)
+    assert teach.rates.decode / teach.slowdown(20) == pytest.approx(60.0 / 20**0.2, rel=0.1)
+    for _ in range(3):
+        decoded(teach, 60.0)
+    assert teach.rates.decode == pytest.approx(60.0, rel=0.2)
+    assert teach.rates.decode / teach.slowdown(20) == pytest.approx(60.0 / 20**0.2, rel=0.2)
+
+
+@given(st.lists(st.tuples(st.floats(1.0, 64.0), st.floats(0.01, 1e4)), max_size=30))
+def test_more_requests_never_make_it_faster_whatever_came(seen: list[tuple[float, float]]) -> None:
+    teach = ReplicaLearning(PRIOR)
+    for running, rate in seen:
+        decoded(teach, rate, running=running)
+    slow = [teach.slowdown(count) for count in range(12)]
+    assert slow[0] == slow[1] == 1.0
+    assert slow == sorted(slow)
+    assert all(math.isfinite(value) for value in slow)
+    assert all(
+        math.isfinite(value) and value > 0.0 for value in (teach.rates.decode, teach.uncertainty)
     )
-    outcome(other, request(), first=0.1, end=2.0, result=fast)
-    assert replica.rates.decode > PRIOR.decode
-    plain = Result(usage=Usage(completion_tokens=100), timings=Timings(decode=100 / PRIOR.decode))
-    outcome(replica, request(), first=0.1, end=2.0, result=plain)
-    assert replica.rates.decode == pytest.approx(PRIOR.decode)
+
+
+def test_one_stall_among_many_is_soon_forgotten() -> None:
+    teach = ReplicaLearning(PRIOR)
+    for _ in range(50):
+        decoded(teach, 20.0)
+    decoded(teach, 1e-3)
+    assert teach.rates.decode > 10.0
+    for _ in range(2):
+        decoded(teach, 20.0)
+    assert teach.rates.decode > 19.0
+
+
+def test_heat_is_felt_by_all_models_and_fades() -> None:
+    device = DeviceShared()
+    hot, other = ReplicaLearning(PRIOR, device), ReplicaLearning(PRIOR, device)
+    for teach in (hot, other):
+        for _ in range(30):
+            Device(prefill=400.0, decode=20.0).serve(teach, 800, 200, "stream")
+    for _ in range(3):
+        Device(prefill=200.0, decode=10.0).serve(hot, 800, 200, "stream")
+    assert other.rates.decode == pytest.approx(10.0, rel=0.2)
+    device.tick(1000.0 + 30 * 60.0)
+    assert other.rates.decode == pytest.approx(20.0, rel=0.05)
+    assert hot.rates.load == pytest.approx(PRIOR.load)
+
+
+def test_a_load_that_the_engine_does_not_tell_of_is_learned_from_the_wait() -> None:
+    teach = ReplicaLearning(PRIOR)
+    attempt = Attempt(
+        number=1,
+        replica=ReplicaKey("n", "e", "m"),
+        started=1000.0,
+        first_frame=1022.02,
+        ended=1030.0,
+    )
+    for loads in (False, True):
+        assert teach.rates.load == PRIOR.load
+        teach.learn(
+            request=request(prompt=800),
+            attempt=attempt,
+            result=Result(),
+            cold=True,
+            loads=loads,
+        )
+    assert teach.rates.load == pytest.approx(20.0, rel=0.1)
+    assert teach.rates.prefill == PRIOR.prefill
+
+
+def test_hindsight_knows_the_tokens_and_who_ran_beside() -> None:
+    rates = Rates(
+        prefill=400.0, decode=20.0, load=5.0, overhead=0.5, sharing=1.0, sharing_prefill=0.5
+    )
+    assert hindsight(rates, fresh=800, tokens=100, running=1, running_prefill=1) == 7.5
+    assert (
+        hindsight(rates, fresh=800, tokens=100, running=2, running_prefill=4, load=3.0)
+        == 3.0 + 0.5 + 4.0 + 10.0
+    )
+
+
+def test_what_is_kept_gives_the_same_rates() -> None:
+    chance = random.Random(3)
+    device, model = DeviceShared(), Shared()
+    teach = ReplicaLearning(PRIOR, device, model)
+    for _ in range(20):
+        decoded(teach, chance.uniform(5.0, 50.0), running=chance.randrange(1, 5))
+    again_device, again_model = DeviceShared(), Shared()
+    again_device.restore(device.state())
+    again_model.restore(model.state())
+    again = ReplicaLearning(PRIOR, again_device, again_model)
+    again.restore(teach.state(), teach.outcomes)
+    assert (again.rates, again.uncertainty, again.outcomes) == (
+        teach.rates,
+        teach.uncertainty,
+        teach.outcomes,
+    )

@@ -263,7 +263,7 @@ def test_the_length_of_answers_is_learned(play: Play) -> None:
     play.ask("b", answer=None)
     play.finish("b")
     play.ask("c", answer=None)
-    assert play.scheduler.answers.expect(play.scheduler.tasks["c"].request) == 1000.0
+    assert play.scheduler.answers.expect(play.scheduler.tasks["c"].request) > 700.0
 
 
 def test_the_same_events_give_the_same_actions() -> None:

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from herd import __version__
 from herd.app import process
+from herd.app.keeping import Keeper, recall
 from herd.app.process import Stop
 from herd.core import events as ev
 from herd.core.actions import Target
@@ -86,6 +87,7 @@ class Router:
         def record(outcome: Outcome) -> None:
             self.recent.add(outcome)
             store.put(outcome)
+            keeper.note()
 
         policy = Policy(
             max_waiting=settings.max_waiting,
@@ -104,6 +106,9 @@ class Router:
         self.driver = Driver(
             scheduler, clock, record=record, release=self._release, load=loading.order
         )
+        await recall(self.driver, store)
+        keeper = Keeper(self.driver, store)
+        stack.push_async_callback(keeper.close)
         stack.callback(self.driver.close)
         stack.push_async_callback(loading.close)
         identity = await asyncio.to_thread(router_id, settings.data_dir)

@@ -14,8 +14,8 @@ from collections.abc import Collection
 from typing import Protocol
 
 from herd.core.fleet import EngineKind
-from herd.core.learning import Mean
 from herd.core.request import Prefix
+from herd.core.statistics import Mean
 
 #: Blocks that a shared pool is taken to hold. At 128 tokens a block this is half a million tokens,
 #: what some tens of gigabytes hold for a model of 8 billion parameters; an order of magnitude.

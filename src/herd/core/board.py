@@ -8,7 +8,8 @@ from msgspec import Struct, structs
 
 from herd.core.actions import Action, Record, Refuse
 from herd.core.fleet import ReplicaKey
-from herd.core.learning import AnswerLengths, SharedTable
+from herd.core.learned import SharedTable
+from herd.core.lengths import AnswerLengths
 from herd.core.line import Line
 from herd.core.request import Attempt, AttemptEnding, Ending, Failure, Refusal, Result
 from herd.core.state import Booking, NodeState, ReplicaState, Running, Task

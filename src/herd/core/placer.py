@@ -35,7 +35,7 @@ class Placer:
         self._dispatches = 0
 
     def arrived(self, task: Task, now: float, actions: list[Action]) -> None:
-        """Start a new task, or let it wait; refuse it where nobody can serve it or too many wait."""
+        """Start a new task or let it wait; refuse it if nobody can serve it or too many wait."""
         board = self._board
         task.answer = board.answers.expect(task.request)
         replicas = board.replicas(task.request.model)
@@ -104,11 +104,14 @@ class Placer:
         board.leave_line(task, now)
         board.line.charge(task)
         decision = choice.decision(now)
-        running = Running(task, replica, len(task.attempts) + 1, now, lead=best.lead)
+        running = Running(
+            task, replica, len(task.attempts) + 1, now, lead=best.lead, answers=board.answers
+        )
         running.predicted = best.total - best.harm
-        running.neighbours = replica.node.running + 1
         running.cold = best.residency > 0.0
-        if running.cold and replica.loading_until <= 0.0:
+        running.load = best.residency
+        running.loads = running.cold and replica.loading_until <= 0.0
+        if running.loads:
             for other in signals.evicted_by(replica):
                 if other.key.engine == replica.key.engine:
                     other.evicted()

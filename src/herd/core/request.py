@@ -145,6 +145,9 @@ class Attempt(Struct, frozen=True, kw_only=True, omit_defaults=True):
     failure: Failure | None = None
     #: Seconds that the decision predicted from its start to its end.
     predicted: float = 0.0
+    #: What that would have been had the true numbers of tokens been known, and who would run
+    #: beside it; 0 where it did not complete.
+    hindsight: float = 0.0
 
 
 class Transition(Struct, frozen=True):

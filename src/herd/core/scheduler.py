@@ -17,15 +17,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import structs
+
 from herd.core import events as ev
 from herd.core import refusals
 from herd.core.actions import Abort, Action, Release, SetTimer
 from herd.core.board import Board, Policy
-from herd.core.learning import AnswerLengths
+from herd.core.learned import Learned, check
+from herd.core.learning import hindsight, tokens_of
+from herd.core.lengths import AnswerLengths
 from herd.core.line import Line
 from herd.core.placer import Placer
-from herd.core.request import Failure
-from herd.core.state import NodeState, ReplicaState, Task
+from herd.core.request import Attempt, Failure, Result
+from herd.core.state import NodeState, ReplicaState, Running, Task
 
 __all__ = ["Policy", "Scheduler"]
 
@@ -95,6 +99,19 @@ class Scheduler:
         """All replicas of a model, in an order that does not depend on chance."""
         return self.board.replicas(model)
 
+    def learned(self, now: float) -> Learned:
+        """Return what was learned so far, to be kept over a restart."""
+        return self.board.shared.learned(self.board.answers, now)
+
+    def restore(self, learned: Learned) -> None:
+        """Go on from what was learned before; to be called before the first event.
+
+        Raises ValueError, with nothing taken over, if it is of another version or spoilt.
+        """
+        check(learned)
+        self.board.answers.restore(learned.lengths, learned.at)
+        self.board.shared.restore(learned)
+
     # Requests
 
     def _arrived(self, event: ev.RequestArrived, now: float, actions: list[Action]) -> None:
@@ -129,17 +146,9 @@ class Scheduler:
         replica.failures = 0
         replica.down_until = 0.0
         replica.answered(unloaded=result.finish_reason == "unload")
-        replica.learning.learn(
-            request=task.request,
-            attempt=attempt,
-            result=result,
-            kind=replica.engine.kind,
-            running=running.neighbours,
-            cold=running.cold,
-            cached=running.cached,
-        )
+        _learn(running, attempt, result, now)
         if result.usage.completion_tokens is not None and task.request.operation != "embedding":
-            board.answers.add(task.request, result.usage.completion_tokens)
+            board.answers.add(task.request, result.usage.completion_tokens, now)
         board.end(task, "completed", now, actions, result=result)
         self._freed(replica.node, now, actions)
 
@@ -189,6 +198,7 @@ class Scheduler:
             board.nodes[report.node] = node
             board.timers.set(("silence", report.node), now + board.policy.silence)
         changed = node.update(report, now)
+        node.shared.tick(now)
         if changed or joined:
             board.index()
         # A report from a node that was leaving means that it has thought better of it.
@@ -202,6 +212,7 @@ class Scheduler:
         if node is not None:
             node.heard = now
             node.load = event.load
+            node.shared.tick(now)
 
     def _leaving(self, event: ev.NodeLeaving, now: float, actions: list[Action]) -> None:
         name = event.node
@@ -303,3 +314,30 @@ class Scheduler:
         for task in list(self.board.tasks.values()):
             if task.state == "waiting":
                 self.board.refuse(task, refusals.stopping(), now, actions)
+
+
+def _learn(running: Running, attempt: Attempt, result: Result, now: float) -> None:
+    """Learn from a completed attempt, and note what hindsight would have predicted of it."""
+    request = running.task.request
+    before, beside = running.met(now)
+    fresh, tokens = tokens_of(request, result, running.cached)
+    found = hindsight(
+        running.rates,
+        fresh=fresh,
+        tokens=tokens,
+        running=beside,
+        running_prefill=before,
+        load=running.load,
+    )
+    attempt = structs.replace(attempt, hindsight=found)
+    running.task.attempts[-1] = attempt
+    running.replica.learning.learn(
+        request=request,
+        attempt=attempt,
+        result=result,
+        running=beside,
+        running_prefill=before,
+        cold=running.cold,
+        loads=running.loads,
+        cached=running.cached,
+    )

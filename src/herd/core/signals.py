@@ -105,12 +105,7 @@ class Candidate(Struct, frozen=True, gc=False):
 
 
 def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
-    """Predict the completion of a waiting request on a replica that can serve it.
-
-    Those that run on the device, and those that are planned to and stand before the request in the
-    line, delay it and are delayed by it, by as much work as both have left while they share the
-    device: both losses count. Where it is sooner to wait until the device is idle, it waits.
-    """
+    """Predict the completion of a waiting request on a replica that can serve it."""
     request, rates, node = task.request, replica.learning.rates, replica.node
     saved = 0.0
     if task.prefix.hashes:
@@ -120,36 +115,20 @@ def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
     decode = task.answer / rates.decode
     alone = rates.overhead + prefill + decode
     residency = 0.0 if replica.resident else _load(replica, now)
-    memory = 0.0
-    hold = max(0.0, replica.down_until - now)
+    memory, hold = 0.0, replica.down_until - now
     if not replica.occupied:
         memory, memory_wait = _memory(replica, now)
         hold = max(hold, memory_wait)
     if node.reserved is not None:
         hold = max(hold, _stand_back(task, replica, now))
-    speed, harm = alone, 0.0
+    hold = max(hold, 0.0)
+    loss = harm = 0.0
     if node.running or node.planned:
-        ahead = _ahead(task, node, now)
-        if ahead:
-            hold = max(hold, _slot_wait(replica, ahead))
-            mine = alone - saved
-            count, shared = 0, 0.0
-            for end, work, _ in ahead:
-                if end > hold:
-                    count += 1
-                    shared += min(mine, work, end - hold)
-            if count:
-                loss = replica.drag(count) * shared
-                speed, harm = alone + loss, loss
-        if node.planned and BEHIND:
-            order = task.order
-            behind = sum(
-                other.order > order for other in node.planned.values() if other is not task
-            )
-            harm += BEHIND * behind * replica.drag(1) * (alone - saved)
+        hold, loss, harm = _sharing(task, replica, (prefill - saved, decode), hold, now)
     if residency > 0.0 and replica.loading_until > 0.0:
         # The load goes on while the request is held back.
         residency = max(0.0, residency - hold)
+    speed = alone + loss
     context = _context(request, replica)
     bypass = _bypass(replica) * speed if replica.engine.running is not None else 0.0
     lead = residency + context + rates.overhead + prefill - saved
@@ -167,6 +146,33 @@ def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
         context,
         bypass,
     )
+
+
+def _sharing(
+    task: Task, replica: ReplicaState, work: tuple[float, float], hold: float, now: float
+) -> tuple[float, float, float]:
+    """Seconds of waiting for a slot, of what others cost the request, and of what it costs them.
+
+    Those that run on the device, and those that are planned to and stand before it in the line,
+    delay it and are delayed by it, as far as both have work left while they share the device. Those
+    that stand behind it are delayed by all of its `work` (prefill and decode, in seconds alone).
+    """
+    node, own = replica.node, work[0] + work[1]
+    ahead = _ahead(task, node, now)
+    hold = max(hold, _slot_wait(replica, ahead))
+    count, shared = 0, 0.0
+    for end, theirs, _ in ahead:
+        if end > hold:
+            count += 1
+            shared += min(own, theirs, end - hold)
+    loss = replica.drag(count, work) * shared if count else 0.0
+    harm = loss
+    if node.planned:
+        order = task.order
+        behind = sum([other.order > order for other in node.planned.values() if other is not task])
+        if behind:
+            harm += BEHIND * behind * replica.drag(1, work) * own
+    return hold, loss, harm
 
 
 def cost(task: Task, replicas: Iterable[ReplicaState]) -> float:

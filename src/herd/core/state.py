@@ -7,12 +7,14 @@ from typing import Final, Literal
 
 from msgspec import Struct, structs
 
-from herd.core import priors
+from herd.core import crowd, priors
 from herd.core.actions import Target
 from herd.core.affinity import PrefixCache
+from herd.core.crowd import Crowd
 from herd.core.decision import Decision
 from herd.core.fleet import EngineReport, Load, NodeReport, Replica, ReplicaKey, Residency
-from herd.core.learning import ReplicaLearning, Shared, SharedTable
+from herd.core.learned import SharedTable
+from herd.core.lengths import AnswerLengths
 from herd.core.request import (
     Attempt,
     Ending,
@@ -33,17 +35,6 @@ TaskState = Literal["waiting", "running", "streaming", "ended"]
 #: share of its age. A quarter is the mean residual of a Pareto distribution of shape 5.
 MINIMAL_WORK: Final = 0.05
 OVERDUE: Final = 0.25
-#: What is left of an answer hardly shrinks as it comes: for lengths that are lognormal with a
-#: spread of 0.7, as answers of one kind are, the mean residual life is 0.73 times the mean at the
-#: median, and grows from there by about a third of what has come.
-RESIDUAL_LEAST: Final = 0.7
-RESIDUAL_GROWTH: Final = 0.35
-
-
-def residual(answer: float, produced: float) -> float:
-    """Tokens to come of an answer that was expected to have so many and has produced so many."""
-    return max(answer - produced, RESIDUAL_LEAST * answer, RESIDUAL_GROWTH * produced)
-
 
 #: A place in the line: rank of its class, virtual finish, arrival. The least goes first.
 Order = tuple[int, float, int]
@@ -145,22 +136,33 @@ class Running:
     """An attempt that occupies a slot. Work is in seconds that it would take alone."""
 
     __slots__ = (
+        "_answers",
         "_begun",
         "cached",
         "cold",
-        "decode",
+        "crowd",
+        "crowd_first",
         "first_frame",
         "lead",
-        "neighbours",
+        "load",
+        "loads",
         "number",
         "predicted",
+        "rates",
         "replica",
         "started",
         "task",
     )
 
     def __init__(
-        self, task: Task, replica: ReplicaState, number: int, now: float, *, lead: float
+        self,
+        task: Task,
+        replica: ReplicaState,
+        number: int,
+        now: float,
+        *,
+        lead: float,
+        answers: AnswerLengths,
     ) -> None:
         self.task = task
         self.replica = replica
@@ -168,17 +170,21 @@ class Running:
         self.started = now
         #: Work until its first token: load, overhead, prefill.
         self.lead = lead
-        #: Tokens per second of work.
-        self.decode = replica.learning.rates.decode
+        #: What is believed of the replica at its dispatch.
+        self.rates = replica.learning.rates
+        self._answers = answers
         #: Predicted seconds from its start to its end, as the decision had it.
         self.predicted = 0.0
         self.first_frame: float | None = None
         #: The device's clock of work when it started.
         self._begun = replica.node.work(now)
-        #: Requests on the device when it started, itself included.
-        self.neighbours = 1
-        #: The model had to be loaded first.
+        #: Readings of its device's crowd at its start and at its first frame.
+        self.crowd = 0.0
+        self.crowd_first = 0.0
+        #: The model had to be loaded first; it was this one that began the load; predicted seconds.
         self.cold = False
+        self.loads = False
+        self.load = 0.0
         #: Tokens of its prompt that were cached, once it has ended.
         self.cached = 0.0
 
@@ -186,24 +192,36 @@ class Running:
         """Its first frame came: whatever was predicted of the lead, it is over."""
         self.first_frame = now
         self._begun = self.replica.node.work(now) - self.lead
+        self.crowd_first = self.replica.node.crowd.reading(now)
+
+    def met(self, now: float) -> tuple[float, float]:
+        """Requests on its device before and after its first frame, itself one (harmonic means).
+
+        Without a first frame, or with one at its end, the whole time counts for both.
+        """
+        reading = self.replica.node.crowd.reading(now)
+        whole = crowd.mean(now - self.started, reading - self.crowd)
+        first = self.first_frame
+        if first is None or not self.started < first < now:
+            return whole, whole
+        return (
+            crowd.mean(first - self.started, self.crowd_first - self.crowd),
+            crowd.mean(now - first, reading - self.crowd_first),
+        )
 
     def left(self, now: float) -> float:
         """Work that is expected to be left."""
+        request, decode = self.task.request, self.rates.decode
         done = self.replica.node.work(now) - self._begun - self.lead
-        answer, limit = self.task.answer, self.task.request.max_tokens
-        if done <= 0.0:
-            if self.first_frame is None:
-                return answer / self.decode - done
-            done = 0.0
-        if not answer:
-            # Nothing is known of a lead that is overdue but its age.
-            return max(MINIMAL_WORK, OVERDUE * (done + self.lead))
-        produced = done * self.decode
-        left = residual(answer, produced)
-        if limit is not None:
-            # One that should be over by its limit is on a device that is slower than was thought.
-            left = min(left, limit - produced) if produced < limit else OVERDUE * produced
-        return max(MINIMAL_WORK, left / self.decode)
+        if done <= 0.0 and self.first_frame is None:
+            return self.task.answer / decode - done
+        produced = max(0.0, done) * decode
+        limit = request.max_tokens
+        if not self.task.answer or (limit is not None and produced >= limit):
+            # It should be over, so it is on a device that is slower than was thought: nothing is
+            # known of it but its age.
+            return max(MINIMAL_WORK, OVERDUE * (max(0.0, done) + self.lead))
+        return max(MINIMAL_WORK, self._answers.remaining(request, produced) / decode)
 
 
 class ReplicaState:
@@ -231,8 +249,10 @@ class ReplicaState:
         self.node = node
         self.engine = engine
         self.spec = spec
-        prior = priors.rates(node.report.hardware, spec)
-        self.learning = ReplicaLearning(prior, node.shared, node.table.model(key.model))
+        self.learning = node.table.replica(
+            key, priors.rates(node.report.hardware, spec, engine.kind)
+        )
+        self.learning.reported(spec)
         #: Which prompts it has in its cache, as far as we can tell.
         self.cache = PrefixCache(engine.kind)
         self.running: dict[str, Running] = {}
@@ -248,7 +268,8 @@ class ReplicaState:
 
     def update(self, engine: EngineReport, spec: Replica) -> None:
         """Take a newer report in."""
-        self.learning.reprime(priors.rates(self.node.report.hardware, spec))
+        self.learning.reprime(priors.rates(self.node.report.hardware, spec, engine.kind))
+        self.learning.reported(spec)
         self.engine = engine
         self.spec = spec
         if spec.residency == "resident":
@@ -269,13 +290,19 @@ class ReplicaState:
         self.spec = structs.replace(self.spec, residency="disk", loaded_context=0)
         self.cache.clear()
 
-    def slowdown(self, running: int) -> float:
-        """How many times longer work takes when so many requests run on the device."""
-        return priors.slowdown(self.engine.kind, running)
+    def drag(self, beside: int, work: tuple[float, float]) -> float:
+        """Seconds by which each of so many (one at least) delay a second of a request's work.
 
-    def drag(self, beside: int) -> float:
-        """Seconds by which each of so many that run beside a request delays it, for one of work."""
-        return (self.slowdown(beside + 1) - 1.0) / beside if beside > 0 else 0.0
+        `work` is of prefill and of decode, which share a device differently.
+        """
+        prefill, decode = work
+        count = beside + 1.0
+        learning = self.learning
+        slower = learning.slowdown(count)
+        if prefill > 0.0:
+            slower = prefill * learning.slowdown_prefill(count) + decode * slower
+            slower /= prefill + decode
+        return (slower - 1.0) / beside
 
     @property
     def up(self) -> bool:
@@ -316,6 +343,8 @@ class Reservation(Struct, frozen=True):
 
 #: One that runs: seconds until its end, work that is left, and where.
 Busy = tuple[float, float, ReplicaState]
+#: Work that is all decoding.
+_DECODE: Final = (0.0, 1.0)
 #: Requests on one device of which each pair's delay is counted; more are taken as alike.
 FEW: Final = 8
 
@@ -328,6 +357,7 @@ class NodeState:
         "_pace",
         "_work",
         "_worked",
+        "crowd",
         "draining",
         "heard",
         "load",
@@ -343,8 +373,10 @@ class NodeState:
     def __init__(self, report: NodeReport, now: float, table: SharedTable) -> None:
         self.report = report
         #: What has been learned of this device that holds for all models, and of the models.
-        self.shared = Shared()
+        self.shared = table.device(report.node)
         self.table = table
+        #: How crowded the device was, as far as by us.
+        self.crowd = Crowd()
         self.load: Load = report.load
         self.heard = now
         self.draining = False
@@ -411,12 +443,14 @@ class NodeState:
         """An attempt of ours starts on the device."""
         running.replica.running[running.task.request.id] = running
         self.running += 1
+        running.crowd = running.crowd_first = self.crowd.enter(now)
         self._change(now)
 
     def end(self, running: Running, now: float) -> None:
         """It is over."""
         del running.replica.running[running.task.request.id]
         self.running -= 1
+        self.crowd.leave(now)
         self._change(now)
 
     def touch(self) -> None:
@@ -439,7 +473,7 @@ class NodeState:
         busy: list[Busy] = []
         if found:
             count = len(found)
-            drag = found[0][1].drag(count - 1)
+            drag = found[0][1].drag(count - 1, _DECODE) if count > 1 else 0.0
             if count <= FEW:
                 for work, replica in found:
                     others = sum(min(work, other) for other, _ in found) - work
@@ -457,4 +491,5 @@ class NodeState:
         self._pace = 1.0
         if self.running > 1:
             busy = [replica for replica in self.replicas.values() if replica.running]
-            self._pace = 1.0 / max(replica.slowdown(self.running) for replica in busy)
+            count = float(self.running)
+            self._pace = 1.0 / max(replica.learning.slowdown(count) for replica in busy)

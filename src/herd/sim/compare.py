@@ -275,12 +275,20 @@ def _print_errors(console: Console, cells: Sequence[Cell]) -> None:
     for cell in cells:
         parts = []
         for index, age in enumerate(cell.runs[0].errors):
-            found = [run.errors[index].median for run in cell.runs]
-            known = [error for error in found if error is not None]
-            if known:
+            known = _mean(run.errors[index].median for run in cell.runs)
+            rates = _mean(run.errors[index].hindsight for run in cell.runs)
+            if known is not None and rates is not None:
                 last = f"to {age.last}" if age.last < 10**6 else "on"
-                parts.append(f"{age.first} {last}: {sum(known) / len(known):.0%}")
-        console.print(f"median prediction error by outcomes of the replica: {', '.join(parts)}")
+                parts.append(f"{age.first} {last}: {known:.0%} ({rates:.0%})")
+        console.print(
+            "median prediction error by outcomes of the replica (and with the answer's length "
+            f"known): {', '.join(parts)}"
+        )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ class ErrorAt(Struct, frozen=True):
     #: Median of |predicted - actual| / actual, from dispatch to end; None if there were none.
     median: float | None
     count: int
+    #: The same of what would have been predicted had the answer's length been known.
+    hindsight: float | None = None
 
 
 class Metrics(Struct, frozen=True, kw_only=True):
@@ -99,7 +101,7 @@ def metrics(run: Run, outcomes: Iterable[Outcome] = ()) -> Metrics:
 def prediction_errors(outcomes: Iterable[Outcome]) -> tuple[ErrorAt, ...]:
     """Compare what each completed attempt was predicted to take with what it took."""
     ages: dict[object, int] = {}
-    found: list[list[float]] = [[] for _ in AGES]
+    found: list[list[tuple[float, float]]] = [[] for _ in AGES]
     for outcome in outcomes:
         if outcome.ending != "completed" or not outcome.attempts:
             continue
@@ -109,9 +111,16 @@ def prediction_errors(outcomes: Iterable[Outcome]) -> tuple[ErrorAt, ...]:
         took = (attempt.ended or 0.0) - attempt.started
         if took > 0.0:
             bucket = next(n for n, (first, last) in enumerate(AGES) if first <= age < last)
-            found[bucket].append(abs(attempt.predicted - took) / took)
+            errors = abs(attempt.predicted - took) / took, abs(attempt.hindsight - took) / took
+            found[bucket].append(errors)
     return tuple(
-        ErrorAt(first, last, statistics.median(errors) if errors else None, len(errors))
+        ErrorAt(
+            first,
+            last,
+            statistics.median(error for error, _ in errors) if errors else None,
+            len(errors),
+            statistics.median(error for _, error in errors) if errors else None,
+        )
         for (first, last), errors in zip(AGES, found, strict=True)
     )
 

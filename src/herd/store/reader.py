@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
+from herd.core.learned import Learned
 from herd.core.request import Ending, Outcome
-from herd.store import outcomes
+from herd.store import learned, outcomes
 from herd.store.outcomes import Summary
 from herd.store.schema import StoreError, connect_reader, explained
 
@@ -66,6 +67,11 @@ class Reader:
         # A pool, as threads of an executor come and go and would leave their connections open.
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = threading.Event()
+
+    def learned(self) -> Learned | None:
+        """Return what was learned before the last end; None if nothing was kept."""
+        rows = self._ask(learned.READ, ())
+        return learned.decode(rows[0][0]) if rows else None
 
     def get(self, request_id: str) -> Outcome | None:
         """Return the outcome of a request; None if it has none or it is no longer kept."""

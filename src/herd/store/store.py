@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from herd.core.learned import Learned
 from herd.core.request import Outcome
 from herd.ops.clock import Clock
 from herd.store.reader import Reader
@@ -16,7 +17,10 @@ from herd.store.writer import Pace, Stats, Writer
 
 
 class Store:
-    """Every request's outcome on disk. Open it with `Store.open`, close it at the end."""
+    """Every request's outcome on disk, and what was learned from them.
+
+    Open it with `Store.open`, close it at the end.
+    """
 
     def __init__(self, reader: Reader, writer: Writer) -> None:
         self.reader = reader
@@ -53,6 +57,10 @@ class Store:
     def put(self, outcome: Outcome) -> None:
         """Have it written soon; never waits for the disk and never raises."""
         self._writer.put(outcome)
+
+    def keep(self, learned: Learned) -> None:
+        """Have this written in place of what was learned before; never waits and never raises."""
+        self._writer.keep(learned)
 
     def prune(self, older_than: float, *, max_rows: int | None = None) -> None:
         """Have outcomes deleted that ended before a time, or are more than `max_rows`."""

@@ -7,13 +7,16 @@ import sqlite3
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
 
+from herd.core.learned import Learned
 from herd.core.request import Outcome
 from herd.ops.clock import Clock, unix_clock
+from herd.store import learned as learned_state
 from herd.store import outcomes
 from herd.store.backlog import Backlog
 from herd.store.retention import Pruning, Retention
@@ -85,6 +88,8 @@ class Writer:
             capacity=self._pace.capacity, batch=self._pace.batch, interval=self._pace.interval
         )
         self._pruning = Pruning(retention or Retention(), clock or unix_clock())
+        # The newest alone is worth writing. Filled by any thread, emptied by the writer's.
+        self._learned: deque[Learned] = deque(maxlen=1)
         self._problem: str | None = None
         self._pause = self._pace.first_pause
         self._written = 0
@@ -119,6 +124,14 @@ class Writer:
         """Have it written soon; never waits for the disk and never raises."""
         self._backlog.put(outcome)
 
+    def keep(self, learned: Learned) -> None:
+        """Have this written in place of what was learned before; never waits and never raises.
+
+        If the disk does not take it, it is not tried again: newer will come.
+        """
+        self._learned.append(learned)
+        self._backlog.nudge()
+
     def prune(self, older_than: float, *, max_rows: int | None = None) -> None:
         """Have outcomes deleted that ended before a time, or are more than `max_rows`."""
         self._pruning.request(older_than, max_rows)
@@ -144,9 +157,11 @@ class Writer:
             if batch and not self._write(batch):
                 held = len(batch)
                 break
+            self._write_learned()
             if self._pruning.wait() <= 0 and time.monotonic() >= resume:
                 succeeded = self._attempt(self._pruning.step)
                 resume = 0.0 if succeeded else time.monotonic() + _PRUNE_AGAIN
+        self._write_learned()
         self._backlog.abandon(held)
         self._tell_losses(0.0)
         self._disconnect()
@@ -163,6 +178,11 @@ class Writer:
         self._backlog.done()
         self._tell_losses()
         return True
+
+    def _write_learned(self) -> None:
+        if self._learned:
+            learned = self._learned.pop()
+            self._attempt(lambda connection: learned_state.write(connection, learned))
 
     def _rows(self, batch: list[Outcome]) -> list[outcomes.Row]:
         rows = []
