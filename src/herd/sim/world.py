@@ -21,7 +21,7 @@ from herd.core.fleet import Load, NodeReport
 from herd.core.request import Failure, Result, Timings, Usage
 from herd.sim import spec as engine
 from herd.sim.disturbance import Disturbance
-from herd.sim.engine import EmulatedEngine
+from herd.sim.engines import emulate
 from herd.sim.fleets import Fleet
 from herd.sim.records import IDLE, Attempt, Ending, Record, Run, Site
 from herd.sim.reports import node_report
@@ -315,9 +315,7 @@ class World:
     def _restore(self, disturbance: Disturbance, number: int, site: Site) -> None:
         if disturbance.kind == "leaves":
             site.present = True
-            site.engine = EmulatedEngine(
-                site.device.spec, now=self.now, resident=site.device.resident
-            )
+            site.engine = emulate(site.device.spec, now=self.now, resident=site.device.resident)
             site.told = None
             self._throttle(site)
             self._report(site)
