@@ -72,7 +72,8 @@ def chat_ask(request: ChatRequest, lengths: Lengths) -> Ask:
     if request.tools:
         raise Problem(400, NO_TOOLS)
     schema = format_schema(request.response_format)
-    answer = make_answer(tokens := chat_tokens(request.messages or []), lengths, schema)
+    tokens = chat_tokens(request.messages or [])
+    answer = make_answer(tokens, lengths, schema, request.min_tokens)
     limit = request.max_completion_tokens or request.max_tokens
     return Ask(
         model=request.model,

@@ -132,14 +132,15 @@ class World:
         record.dispatched = self.now
         record.site = site.index
         turn = record.arrival.turn
+        known = turn.prefix if turn.cached_as is None else turn.cached_as
         job = Job(
             id=f"{request}#{record.attempts}",
             model=turn.request.model,
             prompt_tokens=turn.prompt_tokens,
             output_tokens=turn.output_tokens,
-            prompt=turn.prefix.hashes,
+            prompt=known.hashes,
             produced=turn.produced,
-            block=max(1, turn.prefix.block),
+            block=max(1, known.block),
         )
         record.attempt = Attempt(record, record.attempts, site, job)
         self._soon(self._submit, record.attempt)
