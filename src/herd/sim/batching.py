@@ -51,7 +51,7 @@ class BatchingEngine(Engine):
         model = spec.models[0]
         self.model = model
         self.context = min(spec.default_context, model.context_length)
-        self._block = spec.batching.block
+        self.block = spec.batching.block
         self._chunk = spec.batching.chunk
         self.pool = KvPool(spec.pool_blocks(model))
         if self._blocks(self.context) > self.pool.blocks:
@@ -89,7 +89,7 @@ class BatchingEngine(Engine):
     @property
     def memory_used(self) -> int:
         """Bytes of weights and pool, which is taken as a whole at the start."""
-        tokens = self.pool.blocks * self._block
+        tokens = self.pool.blocks * self.block
         return self.model.memory(tokens, 1)
 
     @property
@@ -110,7 +110,7 @@ class BatchingEngine(Engine):
         if room < min(1, job.output_tokens):
             self._events.append(Rejected(self._now, job.id, "too_big"))
             return
-        sequence = _Sequence(job, min(job.output_tokens, room), self._now, self._block)
+        sequence = _Sequence(job, min(job.output_tokens, room), self._now, self.block)
         if job.only_loads:
             self._events.append(sequence.finished(self._now))
             return
@@ -162,7 +162,7 @@ class BatchingEngine(Engine):
         """Return how many leading blocks of a prompt are in the pool."""
         if model != self.model.name:
             return 0
-        pages = paginate(prompt, block, self._block)
+        pages = paginate(prompt, block, self.block)
         return self.pool.found(pages.keys) * pages.tokens // block
 
     # --- time ---
@@ -290,11 +290,11 @@ class BatchingEngine(Engine):
     # --- the pool ---
 
     def _blocks(self, tokens: int) -> int:
-        return -(-tokens // self._block)
+        return -(-tokens // self.block)
 
     def _of(self, pages: Sized, sequence: _Sequence) -> int:
         """Blocks of a sequence's pages."""
-        return len(pages) * (sequence.pages.tokens // self._block)
+        return len(pages) * (sequence.pages.tokens // self.block)
 
     def _missing(self, sequence: _Sequence) -> int:
         """Blocks that a decoding sequence should have got since it was last looked at."""
@@ -304,7 +304,7 @@ class BatchingEngine(Engine):
 
     def _keep(self, sequence: _Sequence, tokens: int) -> None:
         """Make the pages that are wholly computed known to others."""
-        size = sequence.pages.tokens // self._block
+        size = sequence.pages.tokens // self.block
         for key in sequence.pages.within(tokens)[len(sequence.held) :]:
             if sequence.own < size:
                 break
@@ -349,11 +349,11 @@ class BatchingEngine(Engine):
                 done = (reading - sequence.decode_from) * self._decode_rate + sequence.produced
                 least = min(least, sequence.output - done)
                 held = sequence.own + self._of(sequence.held, sequence)
-                gaps.append(max(0.0, held * self._block + 1 - sequence.prompt - done))
+                gaps.append(max(0.0, held * self.block + 1 - sequence.prompt - done))
         gaps.sort()
         # All move together, so that each needs a block every `block` tokens from its first on.
         rounds, place = divmod(self.pool.room, len(gaps))
-        tokens = gaps[place] + rounds * self._block
+        tokens = gaps[place] + rounds * self.block
         return reading + tokens / self._decode_rate if tokens < least else None
 
 

@@ -61,7 +61,8 @@ class VllmRoutes:
             "kv_cache_usage_perc": engine.kv_usage,
         }
         counters = {**self._counts, "num_preemptions": float(engine.preemptions)}
-        return _reply(vllm.metrics(self._model.name, gauges, counters), vllm.METRICS)
+        pool = vllm.cache_config(engine.block, engine.pool.blocks)
+        return _reply(vllm.metrics(self._model.name, gauges, counters) + pool, vllm.METRICS)
 
     async def _models(self, _: web.Request) -> web.Response:
         return _reply(vllm.models(self._model, self._context, self._started), vllm.JSON)

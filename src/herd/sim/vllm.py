@@ -159,6 +159,18 @@ def metrics(model: str, gauges: dict[str, float], counters: dict[str, float]) ->
     return ("\n".join(lines) + "\n").encode()
 
 
+def cache_config(block: int, blocks: int) -> bytes:
+    """Return the line of GET /metrics that tells of the pool, with a few of its labels."""
+    labels = {
+        "block_size": block,
+        "engine": 0,
+        "kv_cache_size_tokens": block * blocks,
+        "num_gpu_blocks": blocks,
+    }
+    shown = ",".join(f'{name}="{value}"' for name, value in labels.items())
+    return f"# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{{{shown}}} 1.0\n".encode()
+
+
 class _Shape:
     """What both kinds of answer have in common."""
 
