@@ -85,10 +85,18 @@ def test_sessions_of_one_client_share_its_system_prompt(devices: Fleet) -> None:
     assert one != other
 
 
-def test_a_faster_fleet_does_everything_faster_and_says_so(devices: Fleet) -> None:
-    slow, fast = devices.devices[0], faster(devices, 10.0).devices[0]
+@pytest.mark.parametrize("name", ["five", "vllm"])
+def test_a_faster_fleet_does_everything_faster(name: str) -> None:
+    slow = fleet(name, 1)
+    for before, after in zip(slow.devices, faster(slow, 10.0).devices, strict=True):
+        one, other = before.spec.models[-1], after.spec.models[-1]
+        load = one.weight_bytes / before.spec.load_rate
+        bandwidth = before.kind.bandwidth / one.weight_bytes
 
-    assert fast.spec.load_rate == 10 * slow.spec.load_rate
-    assert fast.spec.models[0].decode_rate == 10 * slow.spec.models[0].decode_rate
-    assert fast.spec.models[0].prefill_rate == 10 * slow.spec.models[0].prefill_rate
-    assert fast.kind.bandwidth == 10 * slow.kind.bandwidth
+        assert other.decode_rate == pytest.approx(10 * one.decode_rate)
+        assert other.prefill_rate == pytest.approx(10 * one.prefill_rate)
+        assert other.weight_bytes / after.spec.load_rate == pytest.approx(load / 10, rel=1e-6)
+        assert after.kind.bandwidth / other.weight_bytes == pytest.approx(10 * bandwidth, rel=1e-6)
+        assert after.spec.memory_bytes / other.weight_bytes == pytest.approx(
+            before.spec.memory_bytes / one.weight_bytes, rel=1e-6
+        )
