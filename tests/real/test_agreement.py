@@ -16,7 +16,7 @@ pytestmark = [
 
 def test_a_short_run_takes_about_as_long_as_simulated() -> None:
     """Chance weighs more in a short run than in the benchmark's, so it may be off by more."""
-    found = pair("five", "chat", seed=1, scale=Scale(requests=60, seconds=30.0))
+    found = pair("five", "chat", seed=2, scale=Scale(requests=60, seconds=25.0, ahead=True))
 
     assert (found.real.lost, found.simulated.lost) == (0, 0)
-    assert 0.7 < found.real.mean / found.simulated.mean < 1.4
+    assert 0.75 < found.real.mean / found.simulated.mean < 1.33
