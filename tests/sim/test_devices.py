@@ -9,7 +9,16 @@ import pytest
 
 from herd.core import priors
 from herd.core.fleet import Replica
-from herd.sim.devices import KINDS, MODELS, DeviceKind, engine_spec, fits, hardware, model_spec
+from herd.sim.devices import (
+    CONTEXT,
+    KINDS,
+    MODELS,
+    DeviceKind,
+    engine_spec,
+    fits,
+    hardware,
+    model_spec,
+)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
@@ -74,3 +83,12 @@ def test_a_vllm_server_keeps_its_model() -> None:
 
     assert spec.keep_alive < 0
     assert spec.slots == 64
+    # 32.8 billion parameters of two bytes leave less than 12 GB for the cache of all sequences.
+    assert CONTEXT < spec.pool_blocks(spec.models[0]) * 16 < 45_000
+
+
+def test_a_vllm_server_serves_one_model() -> None:
+    with pytest.raises(ValueError, match="one model"):
+        engine_spec(
+            KINDS["vllm-h100"], (MODELS["llama3.2:3b"], MODELS["llama3.1:8b"]), device="v", seed=0
+        )

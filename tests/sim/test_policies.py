@@ -99,8 +99,10 @@ def test_the_sum_of_points_sees_a_heartbeat_old_state() -> None:
     assert router.stale > 0
 
 
-@pytest.mark.parametrize("name", ["one", "five"])
-@pytest.mark.parametrize("work", ["chat", "batch"])
+@pytest.mark.parametrize(
+    ("name", "work"),
+    [("one", "chat"), ("one", "batch"), ("five", "chat"), ("five", "batch"), ("vllm", "agents")],
+)
 def test_nobody_beats_the_bound(name: str, work: WorkName) -> None:
     """On many seeds: bound of each schedule's own arrivals <= that schedule's mean."""
     for seed in range(1, 4):

@@ -210,7 +210,24 @@ async def test_the_metrics_that_tell_of_load_are_named_as_recorded() -> None:
     names = {line.partition(" ")[0] for line in recorded["response"]["body"].splitlines()}
     emulated_names = {line.partition(" ")[0] for line in body.splitlines() if line[0] != "#"}
     assert 'vllm:num_requests_running{engine="0",model_name="smollm2:135m"}' in emulated_names
-    assert {name for name in emulated_names if "request_success" not in name} <= names
+    own = {name for name in emulated_names if "request_success" in name or "config_info" in name}
+    assert emulated_names - own <= names
+
+
+async def test_the_pool_is_told_by_labels_that_were_recorded() -> None:
+    recorded = next(x for x in exchanges("vllm") if x["request"]["path"] == "/metrics")
+    async with server("vllm") as emulated, aiohttp.ClientSession() as session:
+        _, _, body = await replay(session, emulated.url, recorded["request"])
+
+    def labels(text: str) -> dict[str, str]:
+        (line,) = re.findall(r"^vllm:cache_config_info\{(.*)\} 1.0$", text, re.MULTILINE)
+        return dict(re.findall(r'(\w+)="([^"]*)"', line))
+
+    told, known = labels(body), labels(recorded["response"]["body"])
+    assert told.keys() <= known.keys()
+    for each in (told, known):
+        size = int(each["block_size"]) * int(each["num_gpu_blocks"])
+        assert int(each["kv_cache_size_tokens"]) == size
 
 
 def test_nothing_is_excluded_that_was_not_recorded() -> None:

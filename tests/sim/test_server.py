@@ -19,7 +19,7 @@ import openai
 import pytest
 
 from herd.sim.faults import Faults
-from herd.sim.server import EmulatedServer
+from herd.sim.server import EmulatedServer, EngineDialect
 from herd.sim.spec import EngineSpec, ModelSpec
 
 MB = 1_000_000
@@ -482,6 +482,60 @@ async def test_vllm_tells_its_load(vllm: EmulatedServer, http: aiohttp.ClientSes
             text = await metrics.text()
 
     assert f'vllm:num_requests_running{{engine="0",model_name="{CHAT}"}} 1.0\n' in text
+
+
+async def metrics(http: aiohttp.ClientSession, url: str) -> dict[str, float]:
+    async with http.get(f"{url}/metrics") as response:
+        rows = (await response.text()).splitlines()
+    pairs = (row.rsplit(" ", 1) for row in rows if not row.startswith("#"))
+    return {name.partition("{")[0]: float(value) for name, value in pairs}
+
+
+async def test_vllm_tells_how_full_its_cache_is_and_what_was_found_there(
+    http: aiohttp.ClientSession,
+) -> None:
+    model = ModelSpec(name=CHAT, weight_bytes=MB, context_length=160, kv_bytes_per_token=1)
+    small = spec(models=(model,), memory_bytes=MB + 160, decode_rate=50.0)
+    text = " ".join(f"word{number}" for number in range(45))
+    messages = [{"role": "user", "content": text}]
+    body = {"model": CHAT, "messages": messages, "stream": True, "min_tokens": 10}
+    async with EmulatedServer(small, dialect="openai", answer_tokens=(1, 1)) as server:
+        for _ in range(2):
+            async with http.post(f"{server.url}/v1/chat/completions", json=body) as response:
+                await response.content.readline()
+                during = await metrics(http, server.url)
+                await response.read()
+        after = await metrics(http, server.url)
+
+    # A prompt of 47 tokens with its roles has three blocks of ten, and two of them are whole.
+    assert during["vllm:kv_cache_usage_perc"] == pytest.approx(0.3)
+    assert after["vllm:kv_cache_usage_perc"] == 0.0
+    assert after["vllm:prefix_cache_hits_total"] == 32.0
+    assert after["vllm:num_preemptions_total"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect"),
+    [
+        ("/api/chat", "ollama"),
+        ("/v1/chat/completions", "ollama"),
+        ("/v1/chat/completions", "openai"),
+    ],
+)
+async def test_min_tokens_fixes_the_length_of_an_answer(
+    path: str, dialect: EngineDialect, http: aiohttp.ClientSession
+) -> None:
+    body: dict[str, Any] = {"model": CHAT, "messages": HELLO, "stream": False}
+    body |= {"options": {"min_tokens": 7}} if path == "/api/chat" else {"min_tokens": 7}
+    async with (
+        EmulatedServer(spec(), dialect=dialect, answer_tokens=(1, 1)) as server,
+        http.post(f"{server.url}{path}", json=body) as response,
+    ):
+        answer = await response.json()
+
+    counted = answer.get("eval_count") or answer["usage"]["completion_tokens"]
+    reason = answer.get("done_reason") or answer["choices"][0]["finish_reason"]
+    assert (counted, reason) == (7, "stop")
 
 
 async def test_vllm_answers_503_when_its_queue_is_full(http: aiohttp.ClientSession) -> None:

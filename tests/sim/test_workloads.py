@@ -9,7 +9,8 @@ import pytest
 
 from herd.core.request import Prefix, Request
 from herd.sim import capacity
-from herd.sim.fleets import alone, fleet
+from herd.sim.fleets import Fleet, alone, fleet
+from herd.sim.spec import VLLM_MARGINAL
 from herd.sim.workloads import BLOCK, LONGEST, WORKS, Turn, WorkName, generate
 
 FIVE = fleet("five", 1)
@@ -116,6 +117,20 @@ def test_one_device_needs_the_sum_of_the_work() -> None:
     seconds = sum(alone(device, m, 10, 1001) for name in models if (m := device.model(name)))
 
     assert capacity.span(one, [work(name, prompt=10) for name in models]) == pytest.approx(seconds)
+
+
+def test_an_engine_that_batches_decodes_as_many_at_once_as_its_pool_holds() -> None:
+    devices = fleet("vllm", 1)
+    server = next(device for device in devices.devices if device.kind.engine == "vllm")
+    model = server.spec.models[0]
+    tokens = 16 * server.spec.pool_blocks(model)
+    prompt = tokens // 4 - 500
+    item = work(model.name, prompt=prompt)
+
+    # Four sequences, each a thousand tokens longer in the end than in the beginning.
+    decode = 1000 / model.decode_rate / (4 / (1 + 3 * VLLM_MARGINAL))
+    expected = prompt / model.prefill_rate + decode
+    assert capacity.span(Fleet("one", (server,)), [item]) == pytest.approx(expected, rel=1e-3)
 
 
 def test_two_devices_share_the_work_by_their_rates() -> None:

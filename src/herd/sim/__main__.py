@@ -12,7 +12,15 @@ import typer
 from herd.core.fleet import Capability
 from herd.core.names import canonical
 from herd.sim.server import EmulatedServer, EngineDialect
-from herd.sim.spec import OLLAMA_KEEP_ALIVE, OLLAMA_QUEUE, EngineSpec, ModelSpec
+from herd.sim.spec import (
+    OLLAMA_KEEP_ALIVE,
+    OLLAMA_QUEUE,
+    VLLM_CHUNK,
+    VLLM_MARGINAL,
+    Batching,
+    EngineSpec,
+    ModelSpec,
+)
 
 GIB = 2**30
 
@@ -63,8 +71,12 @@ def serve(
     load_rate: Annotated[float, typer.Option(help="Bytes/s of loading.")] = 1e9,
     memory: Annotated[float, typer.Option(help="Bytes of memory for models.")] = 16.0 * GIB,
     alpha: Annotated[
-        float, typer.Option(help="n answers at once decode at n^-alpha of the rate each.")
+        float, typer.Option(help="Ollama: n answers at once decode at n^-alpha of the rate each.")
     ] = 0.5,
+    marginal: Annotated[
+        float, typer.Option(help="vLLM: what each further answer adds to a step, as a share.")
+    ] = VLLM_MARGINAL,
+    chunk: Annotated[int, typer.Option(help="vLLM: tokens of a prompt in a step.")] = VLLM_CHUNK,
     slots: Annotated[int, typer.Option(help="Answers of one model at once.")] = 4,
     queue: Annotated[int, typer.Option(help="Waiting requests before 503.")] = OLLAMA_QUEUE,
     keep_alive: Annotated[
@@ -90,6 +102,7 @@ def serve(
         queue_limit=queue,
         keep_alive=keep_alive,
         default_context=context,
+        batching=Batching(marginal=marginal, chunk=chunk) if dialect == "openai" else None,
     )
     server = EmulatedServer(
         spec,

@@ -12,7 +12,7 @@ from msgspec import Struct
 from herd.ops.clock import Clock
 from herd.sim import ollama
 from herd.sim.ask import Ask, Lengths, Shape
-from herd.sim.engine import EmulatedEngine
+from herd.sim.engines import emulate
 from herd.sim.faults import Break, Faults
 from herd.sim.gowords import Problem
 from herd.sim.live import Handle, LiveEngine
@@ -63,7 +63,7 @@ class Answering:
         self.lengths = lengths
         self.faults = faults
         self.counters = counters
-        self.engine = EmulatedEngine(spec, now=clock(), resident=resident)
+        self.engine = emulate(spec, now=clock(), resident=resident)
         self.live = LiveEngine(self.engine, clock)
         self._chunk_above = chunk_above
         self._ids = itertools.count(1)

@@ -82,9 +82,17 @@ def output_tokens(answer_: Answer, limit: int | None) -> int:
     return natural if limit is None or limit < 1 else min(natural, limit)
 
 
-def make_answer(tokens: Sequence[int], lengths: Lengths, schema: Any = None) -> Answer:
-    """Return the answer to a prompt, as JSON where the request's format demands it."""
-    return answer(tokens, *lengths, schema=schema or None)
+def make_answer(
+    tokens: Sequence[int], lengths: Lengths, schema: Any = None, least: int | None = None
+) -> Answer:
+    """Return the answer to a prompt, as JSON where the request's format demands it.
+
+    Text comes to its end after `least` tokens at the earliest, the ending one included.
+    """
+    found = answer(tokens, *lengths, schema=schema or None)
+    if found.pieces or least is None or least - 1 <= found.length:
+        return found
+    return Answer(found.seed, least - 1)
 
 
 def check_top_logprobs(number: int) -> None:

@@ -16,10 +16,12 @@ seconds (reading less of its prompt than q is impossible, loads and lost attempt
 one after the other, hence C >= q + g; and since no moment can yield more than a second of either,
 they cost at least what the cheapest q and g seconds before its completion cost. All prefills of a
 device together get at most one second per second, all decodes at most n * n ** -alpha <= G(d) =
-N(d) ** (1 - alpha), with N(d) its slots times the models that its memory can hold at once. So what
-all requests pay is at most the integral that is subtracted, and what each pays with its
-completion is at least its minimum. This is weak duality: prices of zero give the bound "each
-request alone on its best device", others add that devices have to be shared.
+N(d) ** (1 - alpha), with N(d) its slots times the models that its memory can hold at once. (An
+engine that batches has one model, and n of its jobs decode at most at n / (1 + m (n - 1)) <= G(d),
+which is that of its slots.) So what all requests pay is at most the integral that is subtracted,
+and what each pays with its completion is at least its minimum. This is weak duality: prices of
+zero give the bound "each request alone on its best device", others add that devices have to be
+shared.
 
 A good price for a second of a device is the number of requests that it delays. Prices begin as
 shares of the number of requests that the known schedule had waiting for each device, and go on by
@@ -291,6 +293,8 @@ def _crowds(records: Iterable[Record], devices: int, cell: float, cells: int) ->
 def _together(device: Device) -> float:
     """Most seconds of decode, as they would take alone, that a device can do in a second."""
     spec = device.spec
+    if spec.batching is not None:
+        return spec.together
     sizes = sorted(
         model.memory(min(spec.default_context, model.context_length), spec.slots)
         for model in spec.models

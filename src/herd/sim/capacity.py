@@ -4,7 +4,8 @@ The work of a request on a device is the time for which it would have the device
 its share of the time where several decode at once. Half of what its session's turn before has left
 in a cache counts as found there, between a fleet that never finds anything and one that always
 does; loads of models do not count. So a fleet at "75 %" has a quarter of its time for loads, for
-prompts that are read anew, and for chance.
+prompts that are read anew, and for chance. Where an engine batches, as many decode at once as its
+pool holds of the requests' mean length.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import math
 from collections.abc import Iterable
 from typing import Protocol
 
+from msgspec import Struct
+
 from herd.core.request import Request
 from herd.sim.fleets import Device, Fleet
+from herd.sim.spec import EngineSpec, ModelSpec
 
 #: Share of a session's own prefix that counts as cached.
 REUSE = 0.5
@@ -87,15 +91,13 @@ def bounds(fleet: Fleet, work: Iterable[Work]) -> tuple[float, float]:
 
 def _table(fleet: Fleet, work: Iterable[Work]) -> dict[str, dict[int, float]]:
     """Return the seconds of each model's whole work on each device that has it."""
-    totals: dict[str, tuple[float, float]] = {}
+    totals: dict[str, _Total] = {}
     for item in work:
-        fresh, output = totals.get(item.request.model, (0.0, 0.0))
-        fresh += item.prompt_tokens - REUSE * item.shared
-        totals[item.request.model] = fresh, output + max(0, item.output_tokens - 1)
+        totals.setdefault(item.request.model, _Total()).add(item)
     table: dict[str, dict[int, float]] = {}
-    for name, (fresh, output) in totals.items():
+    for name, total in totals.items():
         table[name] = {
-            index: _seconds(device, name, fresh, output)
+            index: _seconds(device, name, total)
             for index, device in enumerate(fleet.devices)
             if device.model(name) is not None
         }
@@ -104,10 +106,35 @@ def _table(fleet: Fleet, work: Iterable[Work]) -> dict[str, dict[int, float]]:
     return table
 
 
-def _seconds(device: Device, name: str, fresh: float, output: float) -> float:
+class _Total(Struct):
+    """The work of one model."""
+
+    #: Tokens to be read, and to be decoded.
+    fresh: float = 0.0
+    output: float = 0.0
+    #: Tokens of context that a request has while it decodes, weighted by what it decodes.
+    context: float = 0.0
+
+    def add(self, item: Work) -> None:
+        decoded = max(0, item.output_tokens - 1)
+        self.fresh += item.prompt_tokens - REUSE * item.shared
+        self.output += decoded
+        self.context += decoded * (item.prompt_tokens + decoded / 2)
+
+
+def _seconds(device: Device, name: str, total: _Total) -> float:
     model = device.model(name)
     assert model is not None  # noqa: S101 - the caller looked
     spec = device.spec
-    together = float(spec.slots ** (1.0 - spec.alpha))
-    prefill = fresh / (model.prefill_rate or spec.prefill_rate)
-    return prefill + output / (model.decode_rate or spec.decode_rate) / together
+    prefill = total.fresh / (model.prefill_rate or spec.prefill_rate)
+    decode = total.output / (model.decode_rate or spec.decode_rate)
+    return prefill + decode / _together(spec, model, total)
+
+
+def _together(spec: EngineSpec, model: ModelSpec, total: _Total) -> float:
+    """How many times the rate of one answer the device decodes at."""
+    if spec.batching is None or not total.output:
+        return spec.together
+    held = spec.pool_blocks(model) * spec.batching.block / (total.context / total.output)
+    count = max(1.0, min(float(spec.slots), held))
+    return count / (1.0 + spec.batching.marginal * (count - 1.0))

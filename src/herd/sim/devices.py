@@ -16,7 +16,7 @@ from typing import Literal
 from msgspec import Struct
 
 from herd.core.fleet import Capability, EngineKind, Hardware
-from herd.sim.spec import EngineSpec, ModelSpec
+from herd.sim.spec import OLLAMA_KEEP_ALIVE, OLLAMA_QUEUE, Batching, EngineSpec, ModelSpec
 
 GIB = 2**30
 GB = 10**9
@@ -36,6 +36,15 @@ MOE_PREFILL = 0.5
 MOE_DECODE = 0.6
 #: Seconds of a decoded token that do not shrink with the model: launching its kernels.
 TOKEN_OVERHEAD = 0.0008
+#: Sequences that vLLM runs at once. Its own default on such a GPU is 1,024, which no pool of ours
+#: holds; routers send fewer, as it tells no limit (`engines.vllm.ELASTIC_SLOTS`).
+VLLM_SEQUENCES = 64
+#: It refuses nothing for the length of its line.
+VLLM_QUEUE = 10**9
+#: Share of the GPU's memory that it takes, as `/metrics` of vLLM 0.32 tells of a server without
+#: options; and of that the bytes of activations and CUDA graphs; an order of magnitude.
+VLLM_SHARE = 0.92
+VLLM_OVERHEAD = 2 * GIB
 #: Share of a Mac's memory that its GPU may wire, by macOS's default on large configurations.
 APPLE_SHARE = 0.75
 
@@ -144,6 +153,8 @@ class DeviceKind(Struct, frozen=True, kw_only=True):
     #: take turns, and little is gained.
     slots: int = 1
     alpha: float = 0.95
+    #: Instead of `alpha`, where the engine batches; its cache has what memory the weights leave.
+    batching: Batching | None = None
     #: Bytes that models may fill.
     usable: int
     #: Where the figures are from.
@@ -255,12 +266,13 @@ KINDS: dict[str, DeviceKind] = {
             prefill=27_000.0,
             decode=160.0,
             load_rate=2.0e9,
-            slots=64,
-            alpha=0.1,
-            usable=80 * GIB,
-            source="a vLLM sweep of Llama 3.1 8B in bfloat16 on an A100 40GB (75/s alone, 6.6 "
-            "times that for 8 at once), by the ratio of bandwidths (3,350 to 1,555 GB/s); prefill "
-            "at 45 % of 989 TFLOP/s as specified, two operations for a parameter and token",
+            slots=VLLM_SEQUENCES,
+            batching=Batching(chunk=8192),
+            usable=int(VLLM_SHARE * 80 * GIB),
+            source="a vLLM sweep of Llama 3.1 8B in bfloat16 on an A100 40GB (75/s alone; see "
+            "`spec.VLLM_MARGINAL`), by the ratio of bandwidths (3,350 to 1,555 GB/s); prefill "
+            "at 45 % of 989 TFLOP/s as specified, two operations for a parameter and token; "
+            "vLLM's defaults for its steps and for its share of memory",
         ),
         DeviceKind(
             name="cpu-box",
@@ -295,8 +307,10 @@ def hardware(kind: DeviceKind) -> Hardware:
 
 def fits(kind: DeviceKind, model: Model) -> bool:
     """Whether the model can be loaded there with the context that all of them get."""
+    # An engine that batches starts if its pool holds one sequence.
+    slots = kind.slots if kind.batching is None else 1
     need = model_spec(kind, model, device="", seed=0).memory(
-        min(CONTEXT, model.context_length), kind.slots
+        min(CONTEXT, model.context_length), slots
     )
     return need <= kind.usable
 
@@ -304,7 +318,12 @@ def fits(kind: DeviceKind, model: Model) -> bool:
 def engine_spec(
     kind: DeviceKind, models: tuple[Model, ...], *, device: str, seed: int
 ) -> EngineSpec:
-    """Describe the engine of one device of the kind, with the rates that are true of it."""
+    """Describe the engine of one device of the kind, with the rates that are true of it.
+
+    Raises ValueError for more than one model where the engine serves one.
+    """
+    if kind.batching is not None and len(models) > 1:
+        raise ValueError(f"{kind.name} serves one model")
     return EngineSpec(
         models=tuple(model_spec(kind, model, device=device, seed=seed) for model in models),
         memory_bytes=kind.usable,
@@ -313,17 +332,20 @@ def engine_spec(
         decode_rate=kind.decode,
         alpha=kind.alpha,
         slots=kind.slots,
-        keep_alive=-1.0 if kind.engine == "vllm" else 300.0,
+        queue_limit=OLLAMA_QUEUE if kind.batching is None else VLLM_QUEUE,
+        keep_alive=OLLAMA_KEEP_ALIVE if kind.batching is None else -1.0,
+        batching=kind.batching,
         default_context=CONTEXT,
     )
 
 
 def model_spec(kind: DeviceKind, model: Model, *, device: str, seed: int) -> ModelSpec:
     """Describe a model on one device; without the seed's chance where `device` is empty."""
-    # vLLM serves the weights as they are published: two bytes for each parameter.
-    weights = 2 * model.parameters if kind.engine == "vllm" else model.weight_bytes
-    # In front of a GPU of its own vLLM keeps the cache of all slots in one pool within its memory.
-    kv_bytes = 0 if kind.engine == "vllm" else model.kv_bytes
+    # vLLM serves the weights as they are published, two bytes for each parameter, and its cache
+    # has by default as many bytes for a number as they have.
+    weights, kv_bytes, overhead = model.weight_bytes, model.kv_bytes, 0
+    if kind.engine == "vllm":
+        weights, kv_bytes, overhead = 2 * model.parameters, 2 * model.kv_bytes, VLLM_OVERHEAD
     share = model.active / model.parameters
     decode, prefill = _rates(kind, weights * share, model.active)
     if share < 1.0:
@@ -339,6 +361,7 @@ def model_spec(kind: DeviceKind, model: Model, *, device: str, seed: int) -> Mod
         capabilities=model.capabilities,
         parameters=model.parameters,
         kv_bytes_per_token=kv_bytes,
+        overhead_bytes=overhead,
         prefill_rate=prefill,
         decode_rate=decode,
     )

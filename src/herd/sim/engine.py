@@ -1,4 +1,4 @@
-"""A model of an inference engine: pure, deterministic, driven by events and an explicit time.
+"""A model of Ollama's engine: pure, deterministic, driven by events and an explicit time.
 
 Theory of operation. Jobs of one model wait in one line; the first of the line gets the next free
 slot. A model that is not in memory is loaded for the whole line; loads happen one at a time, in
@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from herd.sim.emulated import ROUNDING, Engine, earliest
 from herd.sim.residence import Memory, Replica, Slot
 from herd.sim.spec import (
     EngineSpec,
-    Event,
     Evicted,
     Finished,
     FirstToken,
@@ -35,33 +35,27 @@ from herd.sim.spec import (
 )
 from herd.sim.workclock import WorkClock
 
-#: Share of a token that rounding may hide from `tokens`.
-_ROUNDING = 1e-6
 
-
-class EmulatedEngine:
-    """One engine. Every method takes the present time, which must never go back.
+class EmulatedEngine(Engine):
+    """An engine with slots, as Ollama's and llama.cpp's are.
 
     `resident` models are in memory from the start, with the engine's default context.
     """
 
     def __init__(self, spec: EngineSpec, *, now: float = 0.0, resident: Iterable[str] = ()) -> None:
-        self.spec = spec
-        self._now = now
+        super().__init__(spec, now)
         self._models = {model.name: model for model in spec.models}
         self._memory = Memory(spec.memory_bytes)
         self._lines: dict[str, OrderedDict[str, _Work]] = {}
         self._work: dict[str, _Work] = {}
         self._arrivals = 0
         self._running = 0
-        self._speed = 1.0
         self._prefill = WorkClock()
         self._decode = WorkClock()
         #: Models whose line waits for a load, in the order in which they asked.
         self._wanted: dict[str, None] = {}
         self._loading: Replica | None = None
         self._loaded_at = 0.0
-        self._events: list[Event] = []
         for name in resident:
             model = self._models[name]
             context = self._context(model, None)
@@ -137,31 +131,13 @@ class EmulatedEngine:
             self._settle_memory()
         return True
 
-    def throttle(self, speed: float, now: float) -> None:
-        """Run prefill and decode at this share of their rates from now on, as heat makes it."""
-        if speed <= 0:
-            raise ValueError("speed must be positive")
-        self._run_until(now)
-        self._speed = speed
-        self._set_paces()
-
-    def advance(self, now: float) -> list[Event]:
-        """Let time pass; return what happened since the last call, in order."""
-        self._run_until(now)
-        events, self._events = self._events, []
-        return events
-
-    def next_due(self) -> float | None:
-        """When `advance` will next have something to tell; None while nothing is under way."""
-        return self._now if self._events else self._next()[0]
-
     def tokens(self, job_id: str, now: float) -> int:
         """Tokens that a job has produced by now, up to the next event; 0 for one not here."""
         work = self._work.get(job_id)
         if work is None or not work.decoding:
             return 0
         done = (self._decode.reading(now) - work.decode_from) * work.decode_rate
-        return min(work.job.output_tokens, 1 + int(done + _ROUNDING))
+        return min(work.job.output_tokens, 1 + int(done + ROUNDING))
 
     def residents(self) -> tuple[Resident, ...]:
         """Return the models in memory and on their way there."""
@@ -170,7 +146,7 @@ class EmulatedEngine:
             for replica in self._memory
         )
 
-    def shared(self, model: str, prompt: tuple[int, ...]) -> int:
+    def shared(self, model: str, prompt: tuple[int, ...], block: int = 1) -> int:  # noqa: ARG002 - as every engine
         """Return how many leading blocks of a prompt a free slot of the model has in its cache."""
         replica = self._memory.get(model)
         slot = replica.free_slot(prompt) if replica is not None else None
@@ -178,31 +154,13 @@ class EmulatedEngine:
 
     # --- time ---
 
-    def _run_until(self, now: float) -> None:
-        if now < self._now:
-            raise ValueError(f"time goes back from {self._now} to {now}")
-        while True:
-            due, what = self._next()
-            if due is None or due > now:
-                break
-            self._move(max(due, self._now))
-            self._fire(what)
-        self._move(now)
-
     def _next(self) -> tuple[float | None, str]:
-        """Return the next thing due and its kind; of several at once a finished job comes first."""
-        best: float | None = None
-        what = ""
-        candidates = (
+        return earliest(
             (self._decode.next_due(), "decoded"),
             (self._prefill.next_due(), "prefilled"),
             (self._loaded_at if self._loading else None, "loaded"),
             (self._memory.next_expiry(), "expired"),
         )
-        for due, kind in candidates:
-            if due is not None and (best is None or due < best):
-                best, what = due, kind
-        return best, what
 
     def _move(self, now: float) -> None:
         self._now = now
@@ -223,7 +181,7 @@ class EmulatedEngine:
     def _set_paces(self) -> None:
         prefilling = len(self._prefill)
         self._prefill.pace = self._speed / prefilling if prefilling else 0.0
-        self._decode.pace = self._speed * self._running**-self.spec.alpha if self._running else 0.0
+        self._decode.pace = self._speed * self.spec.share(self._running)
 
     # --- the life of a job ---
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from herd.ops.clock import Clock
-from herd.sim.engine import EmulatedEngine
+from herd.sim.emulated import Engine
 from herd.sim.spec import Event, Finished, FirstToken, Job, Rejected
 
 #: Seconds between looks at the tokens of all streams: at the least, and for each stream, so that
@@ -58,7 +58,7 @@ class Handle:
 class LiveEngine:
     """An engine whose time is the clock's."""
 
-    def __init__(self, engine: EmulatedEngine, clock: Clock) -> None:
+    def __init__(self, engine: Engine, clock: Clock) -> None:
         self.engine = engine
         #: Gets every event, where somebody wants to know.
         self.hear: Callable[[Event], None] | None = None

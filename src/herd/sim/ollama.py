@@ -295,8 +295,10 @@ def _probability(answer: Answer, number: int, rank: int) -> dict[str, Any]:
 
 def _ask(request: ChatRequest | GenerateRequest, tokens: tuple[int, ...], lengths: Lengths) -> Ask:
     check_top_logprobs(request.top_logprobs)
-    limit = (request.options or {}).get("num_predict")
-    answer = make_answer(tokens, lengths, request.format)
+    options = request.options or {}
+    limit, least = options.get("num_predict"), options.get("min_tokens")
+    # The real one has no `min_tokens`, and ignores options that it does not know.
+    answer = make_answer(tokens, lengths, request.format, least if isinstance(least, int) else None)
     return Ask(
         model=request.model,
         stream=request.stream is not False,

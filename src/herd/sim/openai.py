@@ -47,6 +47,9 @@ class ChatRequest(Struct):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    #: vLLM's own. The emulated Ollama heeds it as well, which the real one does not: with a server
+    #: whose answers are short it fixes an answer's length without a limit that a router would see.
+    min_tokens: int | None = None
     response_format: dict[str, Any] | None = None
     tools: list[Any] | None = None
     logprobs: bool | None = None
@@ -113,7 +116,10 @@ def chat_ask(request: ChatRequest, lengths: Lengths) -> Ask:
         raise Problem(400, "[] is too short - 'messages'", early=True)
     check_top_logprobs(request.top_logprobs or 0)
     answer = make_answer(
-        tokens := chat_tokens(request.messages), lengths, format_schema(request.response_format)
+        tokens := chat_tokens(request.messages),
+        lengths,
+        format_schema(request.response_format),
+        request.min_tokens,
     )
     return Ask(
         model=request.model,

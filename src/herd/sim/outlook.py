@@ -79,7 +79,7 @@ class Outlook:
         """Seconds of load, what evicting others costs, prefill and decode."""
         site = self.site
         model = model_at(site, turn.request.model)
-        cached = site.engine.shared(model.name, turn.prefix.hashes) * turn.prefix.block
+        cached = self._cached(turn, model.name)
         fresh = max(1, turn.prompt_tokens - cached)
         prefill = alone(site.device, model, fresh, 0.0)
         decode = alone(site.device, model, 0.0, turn.output_tokens)
@@ -89,6 +89,10 @@ class Outlook:
             if load > 0.0:
                 load += self._reloads(model.name)
         return load + prefill + self._share(beside + 1) * decode
+
+    def _cached(self, turn: Turn, model: str) -> int:
+        prefix = turn.prefix
+        return self.site.engine.shared(model, prefix.hashes, max(1, prefix.block)) * prefix.block
 
     def _reloads(self, model: str) -> float:
         """Seconds of loading again what has to leave."""
@@ -109,7 +113,7 @@ class Outlook:
         return [(each.model, each.memory_bytes) for each in self.site.engine.residents()]
 
     def _share(self, running: int) -> float:
-        return float(running**self.site.device.spec.alpha)
+        return 1.0 / self.site.device.spec.share(running)
 
     def _left(self, attempt: Attempt, now: float) -> float:
         """Seconds until an attempt ends, at the present concurrency."""

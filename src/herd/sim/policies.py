@@ -170,14 +170,13 @@ class LeastWork(ShortestDelay):
         output = self.answers.expect(arrival.turn)
 
         def delay(site: Site) -> tuple[float, int]:
-            spec = site.device.spec
             ahead = sum(
                 self._left(request, seconds)
                 for request, seconds in self._work.get(site.index, {}).items()
             )
             own = service_time(site, arrival.turn, output)
             load = load_time(site, arrival.request.model)
-            return ahead / spec.slots ** (1.0 - spec.alpha) + own + load, site.index
+            return ahead / site.device.spec.together + own + load, site.index
 
         return min(sites, key=delay)
 

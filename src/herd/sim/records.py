@@ -7,7 +7,8 @@ from typing import Literal
 from msgspec import Struct
 
 from herd.core.fleet import Load, NodeReport
-from herd.sim.engine import EmulatedEngine
+from herd.sim.emulated import Engine
+from herd.sim.engines import emulate
 from herd.sim.fleets import Device, Fleet
 from herd.sim.spec import Job
 from herd.sim.workloads import Arrival
@@ -84,7 +85,7 @@ class Site:
     def __init__(self, index: int, device: Device) -> None:
         self.index = index
         self.device = device
-        self.engine = EmulatedEngine(device.spec, resident=device.resident)
+        self.engine: Engine = emulate(device.spec, resident=device.resident)
         self.present = True
         #: Attempts by the id of their job.
         self.attempts: dict[str, Attempt] = {}

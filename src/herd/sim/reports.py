@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from herd.core.fleet import EngineReport, Load, NodeReport, Replica
 from herd.sim.devices import hardware
-from herd.sim.engine import EmulatedEngine
+from herd.sim.emulated import Engine
 from herd.sim.fleets import Device
 from herd.sim.spec import ModelSpec, Resident
 
 
-def node_report(device: Device, engine: EmulatedEngine, load: Load) -> NodeReport:
+def node_report(device: Device, engine: Engine, load: Load) -> NodeReport:
     """Report the device as it is now."""
     resident = {each.model: each for each in engine.residents() if not each.loading}
     vllm = device.kind.engine == "vllm"

@@ -8,6 +8,7 @@ from aiohttp import web
 from herd.sim import vllm
 from herd.sim.answering import Answering, guarded, reply
 from herd.sim.ask import Ask
+from herd.sim.batching import BatchingEngine
 from herd.sim.gowords import Problem
 from herd.sim.openai import ChatRequest, CompletionRequest
 from herd.sim.spec import Event, Finished, FirstToken
@@ -17,10 +18,14 @@ class VllmRoutes:
     """What vLLM's API does, over one emulated engine. Serves the first model of its spec."""
 
     def __init__(self, answering: Answering) -> None:
+        if not isinstance(answering.engine, BatchingEngine):
+            raise TypeError("vLLM batches: its spec says how")
         self._answering = answering
+        self._engine = answering.engine
         self._model = answering.spec.models[0]
         self._started = answering.clock()
         self._counts = {"prompt_tokens": 0.0, "generation_tokens": 0.0, "request_success": 0.0}
+        self._counts["prefix_cache_hits"] = 0.0
         answering.live.hear = self._hear
 
     def add_to(self, app: web.Application) -> None:
@@ -43,19 +48,21 @@ class VllmRoutes:
         return _reply(msgspec.json.encode({"version": vllm.VERSION}), vllm.JSON)
 
     async def _load(self, _: web.Request) -> web.Response:
-        engine = self._answering.engine
+        engine = self._engine
         load = engine.running + engine.waiting
         return _reply(msgspec.json.encode({"server_load": load}), vllm.JSON)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         self._answering.live.refresh()
-        engine = self._answering.engine
+        engine = self._engine
         gauges = {
             "num_requests_running": engine.running,
             "num_requests_waiting": engine.waiting,
-            "kv_cache_usage_perc": engine.running / self._answering.spec.slots,
+            "kv_cache_usage_perc": engine.kv_usage,
         }
-        return _reply(vllm.metrics(self._model.name, gauges, self._counts), vllm.METRICS)
+        counters = {**self._counts, "num_preemptions": float(engine.preemptions)}
+        pool = vllm.cache_config(engine.block, engine.pool.blocks)
+        return _reply(vllm.metrics(self._model.name, gauges, counters) + pool, vllm.METRICS)
 
     async def _models(self, _: web.Request) -> web.Response:
         return _reply(vllm.models(self._model, self._context, self._started), vllm.JSON)
@@ -74,7 +81,7 @@ class VllmRoutes:
 
     @property
     def _context(self) -> int:
-        return min(self._model.context_length, self._answering.spec.default_context)
+        return self._engine.context
 
     def _check(self, ask: Ask) -> str:
         """Return the model's name; raises `Problem` if another is asked for, or too much."""
@@ -93,6 +100,7 @@ class VllmRoutes:
         elif isinstance(event, Finished):
             self._counts["prompt_tokens"] += event.prompt_tokens
             self._counts["generation_tokens"] += max(0, event.output_tokens - 1)
+            self._counts["prefix_cache_hits"] += event.cached_tokens
             self._counts["request_success"] += 1
 
 

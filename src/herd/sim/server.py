@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Literal, Self
 
+import msgspec
 from aiohttp import web
 
 from herd.ops.clock import Clock, unix_clock
@@ -12,11 +13,11 @@ from herd.sim import vllm
 from herd.sim.answering import GO_BUFFER, Answering, Counters, Handler, for_ever, reply
 from herd.sim.ask import Lengths
 from herd.sim.callers import refused
-from herd.sim.engine import EmulatedEngine
+from herd.sim.emulated import Engine
 from herd.sim.faults import Faults
 from herd.sim.routes_ollama import OllamaRoutes
 from herd.sim.routes_vllm import VllmRoutes
-from herd.sim.spec import EngineSpec
+from herd.sim.spec import Batching, EngineSpec
 
 EngineDialect = Literal["ollama", "openai"]
 
@@ -49,6 +50,8 @@ class EmulatedServer:
     ) -> None:
         if not 1 <= answer_tokens[0] <= answer_tokens[1]:
             raise ValueError("answer_tokens must be at least 1, and the shortest first")
+        if dialect == "openai" and spec.batching is None:
+            spec = msgspec.structs.replace(spec, batching=Batching())
         self.spec = spec
         self.dialect = dialect
         self.host = host
@@ -80,7 +83,7 @@ class EmulatedServer:
         return f"http://{self.host}:{self.port}"
 
     @property
-    def engine(self) -> EmulatedEngine:
+    def engine(self) -> Engine:
         """The engine as it is now; raises RuntimeError while stopped."""
         if self._answering is None:
             raise RuntimeError("the emulated engine is stopped")
@@ -150,7 +153,6 @@ class EmulatedServer:
             lengths=self._lengths,
             faults=self.faults,
             counters=self.counters,
-            resident=(self.spec.models[0].name,) if is_vllm else (),
             chunk_above=None if is_vllm else GO_BUFFER,
         )
         if is_vllm:

@@ -72,7 +72,8 @@ def chat_ask(request: ChatRequest, lengths: Lengths) -> Ask:
     if request.tools:
         raise Problem(400, NO_TOOLS)
     schema = format_schema(request.response_format)
-    answer = make_answer(tokens := chat_tokens(request.messages or []), lengths, schema)
+    tokens = chat_tokens(request.messages or [])
+    answer = make_answer(tokens, lengths, schema, request.min_tokens)
     limit = request.max_completion_tokens or request.max_tokens
     return Ask(
         model=request.model,
@@ -156,6 +157,18 @@ def metrics(model: str, gauges: dict[str, float], counters: dict[str, float]) ->
             full = f"vllm:{name}_total" if kind == "counter" else f"vllm:{name}"
             lines += [f"# TYPE {full} {kind}", f"{full}{label} {float(value)}"]
     return ("\n".join(lines) + "\n").encode()
+
+
+def cache_config(block: int, blocks: int) -> bytes:
+    """Return the line of GET /metrics that tells of the pool, with a few of its labels."""
+    labels = {
+        "block_size": block,
+        "engine": 0,
+        "kv_cache_size_tokens": block * blocks,
+        "num_gpu_blocks": blocks,
+    }
+    shown = ",".join(f'{name}="{value}"' for name, value in labels.items())
+    return f"# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{{{shown}}} 1.0\n".encode()
 
 
 class _Shape:

@@ -49,13 +49,17 @@ class WorkClock:
     def next_due(self) -> float | None:
         """When the next job ends at the present pace; None if nothing is under way."""
         self._drop_removed()
-        if not self._heap or not self.pace:
-            return None
-        return self._now + max(0.0, self._heap[0][0] - self._done) / self.pace
+        return self.when(self._heap[0][0]) if self._heap else None
 
     def reading(self, now: float) -> float:
         """Return the work done by `now` at the present pace."""
         return self._done + max(0.0, now - self._now) * self.pace
+
+    def when(self, reading: float) -> float | None:
+        """When so much work will be done at the present pace; None if it stands still."""
+        if not self.pace:
+            return None
+        return self._now + max(0.0, reading - self._done) / self.pace
 
     def move(self, now: float) -> None:
         """Let time pass. An idle clock starts again at zero, which keeps it precise."""

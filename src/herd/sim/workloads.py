@@ -49,6 +49,9 @@ class Turn(Struct, frozen=True, kw_only=True):
     produced: tuple[int, ...] = ()
     #: Tokens of the prompt that the session's turn before has left in a cache.
     shared: int = 0
+    #: What engines know the prompt by in their caches, where that is not what the router has of it;
+    #: `produced` goes with it.
+    cached_as: Prefix | None = None
 
 
 class Session(Struct, frozen=True):

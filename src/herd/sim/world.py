@@ -21,7 +21,7 @@ from herd.core.fleet import Load, NodeReport
 from herd.core.request import Failure, Result, Timings, Usage
 from herd.sim import spec as engine
 from herd.sim.disturbance import Disturbance
-from herd.sim.engine import EmulatedEngine
+from herd.sim.engines import emulate
 from herd.sim.fleets import Fleet
 from herd.sim.records import IDLE, Attempt, Ending, Record, Run, Site
 from herd.sim.reports import node_report
@@ -132,14 +132,15 @@ class World:
         record.dispatched = self.now
         record.site = site.index
         turn = record.arrival.turn
+        known = turn.prefix if turn.cached_as is None else turn.cached_as
         job = Job(
             id=f"{request}#{record.attempts}",
             model=turn.request.model,
             prompt_tokens=turn.prompt_tokens,
             output_tokens=turn.output_tokens,
-            prompt=turn.prefix.hashes,
+            prompt=known.hashes,
             produced=turn.produced,
-            block=max(1, turn.prefix.block),
+            block=max(1, known.block),
         )
         record.attempt = Attempt(record, record.attempts, site, job)
         self._soon(self._submit, record.attempt)
@@ -315,9 +316,7 @@ class World:
     def _restore(self, disturbance: Disturbance, number: int, site: Site) -> None:
         if disturbance.kind == "leaves":
             site.present = True
-            site.engine = EmulatedEngine(
-                site.device.spec, now=self.now, resident=site.device.resident
-            )
+            site.engine = emulate(site.device.spec, now=self.now, resident=site.device.resident)
             site.told = None
             self._throttle(site)
             self._report(site)
