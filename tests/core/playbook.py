@@ -257,6 +257,8 @@ def _line(action: ac.Action) -> str:  # noqa: PLR0911 - a table of sentences
     match action:
         case ac.Dispatch(request=request, attempt=1, target=target):
             return f"{request} runs on {target.node_name}"
+        case ac.Dispatch(request=request, target=target, beside=True):
+            return f"{request} runs on {target.node_name} too"
         case ac.Dispatch(request=request, attempt=attempt, target=target):
             return f"{request} runs on {target.node_name}, attempt {attempt}"
         case ac.Hold(request=request, replica=replica):
@@ -265,6 +267,8 @@ def _line(action: ac.Action) -> str:  # noqa: PLR0911 - a table of sentences
             return f"{request} is refused: {refusal.kind}"
         case ac.Abort(request=request):
             return f"{request} is aborted"
+        case ac.Cancel(request=request, attempt=attempt):
+            return f"attempt {attempt} of {request} is cancelled"
         case ac.Record(outcome=outcome):
             return f"{outcome.request.id} {outcome.ending}"
         case ac.Release(node=node):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from herd.core import events as ev
-from herd.core.request import Result
+from herd.core.actions import Dispatch
+from herd.core.request import Failure, Result
 from tests.core.playbook import Play, model
 
 
@@ -156,7 +157,7 @@ def test_each_further_failure_doubles_the_rest_up_to_a_bound() -> None:
     for number in range(5):
         play.ask(f"r{number}")
         play.fail(f"r{number}")
-        until = play.scheduler.replicas("m:latest")[0].down_until
+        until = play.scheduler.replicas("m:latest")[0].guard.rest_until
         rests.append(until - play.now)
         play.wait(5.0)
     assert rests == [1.0, 2.0, 4.0, 5.0, 5.0]
@@ -171,8 +172,138 @@ def test_a_success_ends_the_back_off(play: Play) -> None:
     play.skip()
     play.ask("c")
     play.then("c runs on n")
-    play.fail("c")
-    assert play.scheduler.replicas("m:latest")[0].down_until == play.now + 1.0
+    play.finish("c")
+    play.ask("d")
+    play.fail("d")
+    assert play.scheduler.replicas("m:latest")[0].guard.rest_until == play.now + 1.0
+
+
+def test_after_a_rest_one_request_tries_and_the_others_wait_for_what_becomes_of_it(
+    play: Play,
+) -> None:
+    play.node("n", model(slots=4))
+    play.ask("a")
+    play.fail("a")
+    for name in "bcd":
+        play.ask(name)
+    play.skip()
+    play.wait(1.0)
+    play.then("b runs on n")
+    play.first("b")
+    play.then("c runs on n", "d runs on n")
+
+
+def test_a_probe_that_fails_lengthens_the_rest_for_all(play: Play) -> None:
+    play.node("n", model(slots=4))
+    play.ask("a")
+    play.fail("a")
+    for name in "bc":
+        play.ask(name)
+    play.wait(1.0)
+    play.fail("b")
+    play.skip()
+    play.wait(1.9)
+    play.then()
+    play.wait(0.2)
+    play.then("c runs on n")
+
+
+def test_the_next_one_tries_if_the_probes_client_leaves(play: Play) -> None:
+    play.node("n", model(slots=4))
+    play.ask("a")
+    play.fail("a")
+    for name in "bc":
+        play.ask(name)
+    play.wait(1.0)
+    play.skip()
+    play.client_leaves("b")
+    play.then("b cancelled", "c runs on n")
+
+
+def test_no_connection_for_one_model_is_none_for_the_others_of_its_engine(play: Play) -> None:
+    play.node("left", model("m"), model("other"))
+    play.node("right", model("other"), speed=10.0)
+    play.ask("a")
+    play.fail("a")
+    play.skip()
+    play.ask("b", "other")
+    play.then("b waits for left")
+    play.wait(1.0)
+    play.then("b runs on left")
+
+
+def test_an_error_of_one_model_is_none_of_the_others(play: Play) -> None:
+    play.node("left", model("m"), model("other"))
+    play.ask("a")
+    play.fail("a", "out of memory", kind="status")
+    play.skip()
+    play.ask("b", "other")
+    play.then("b runs on left")
+
+
+def test_a_busy_engine_is_left_alone_for_as_long_as_it_says(play: Play) -> None:
+    play.node("n", model(slots=2))
+    play.ask("a")
+    busy = Failure(kind="status", message="busy", status=503, retryable=True, retry_after=4.0)
+    play.feed(ev.Failed("a", 1, busy, began=False))
+    play.skip()
+    for name in "bc":
+        play.ask(name)
+    play.wait(3.9)
+    play.then("b waits for n", "c waits for n")
+    play.wait(0.2)
+    play.then("b runs on n", "c runs on n")
+    assert play.signals("c", "n").availability == 0.0
+
+
+def test_who_fails_every_third_request_is_passed_over_for_one_a_little_slower() -> None:
+    play = Play(silence=1e6)
+    play.node("fast", model(), speed=100.0)
+    play.node("steady", model(), speed=85.0)
+    for number in range(30):
+        play.ask(f"r{number}")
+        if play.where(f"r{number}") == "fast" and number % 3 == 0:
+            play.fail(f"r{number}", kind="broken")
+        play.finish(f"r{number}")
+        play.wait(2.0)
+    play.ask("a")
+    assert play.where("a") == "steady"
+    assert 0.3 < play.signals("a", "fast").availability < 1.0
+    assert play.signals("a", "steady").availability == 0.0
+
+
+def test_what_is_lost_to_failures_is_no_part_of_an_attempts_own_time(play: Play) -> None:
+    play.node("n", model())
+    play.ask("a")
+    whole = play.scheduler.tasks["a"].attempts[0].predicted
+    play.fail("a", kind="broken")
+    play.wait(1.0)
+    play.ask("b")
+    assert play.signals("b", "n").availability > 0.2
+    assert play.scheduler.tasks["b"].attempts[0].predicted == pytest.approx(whole, rel=0.01)
+
+
+# Budget
+
+
+def test_a_spent_budget_refuses_with_the_true_cause() -> None:
+    """Everything fails: the first 60 get their second attempt, the others get the cause."""
+    play = Play(silence=1e6)
+    for name in ("one", "two", "three"):
+        play.node(name, model(slots=100))
+    for number in range(80):
+        play.ask(f"r{number}")
+    for number in range(80):
+        play.fail(f"r{number}", kind="broken")
+    retried = [a for a in play.actions if isinstance(a, Dispatch) and a.attempt > 1]
+    refused = [n for n in range(80) if f"r{n}" in play.outcomes]
+    waiting = play.scheduler.waiting_count
+    # 80 requests, a fifth of which may be retried beyond the floor.
+    assert len(retried) + waiting == 60 + 16
+    assert len(refused) == 4
+    refusal = play.refusal(f"r{refused[0]}")
+    assert (refusal.kind, refusal.message) == ("engine_failed", "connection refused")
+    assert refusal.retry_after is not None
 
 
 def test_a_replica_may_fail_for_days(play: Play) -> None:
@@ -244,7 +375,8 @@ def test_a_client_that_leaves_teaches_nothing_and_blames_nobody(play: Play) -> N
     play.wait(10.0)
     play.client_leaves("a")
     (replica,) = play.scheduler.replicas("m:latest")
-    assert (replica.failures, replica.learning.outcomes) == (0, 0)
+    assert replica.guard.loss(100.0, play.now) == 0.0
+    assert (replica.guard.hold(play.now), replica.learning.outcomes) == (0.0, 0)
 
 
 # News that come late

@@ -175,7 +175,7 @@ def test_a_replica_that_rests_reserves_nothing(play: Play) -> None:
     play.node("n", model("hot", slots=2), cold("broken"), memory=16)
     for number in range(6):
         play.ask(f"b{number}", "broken")
-        play.fail(f"b{number}", "out of memory")
+        play.fail(f"b{number}", "out of memory", kind="status")
         play.wait(40.0 if number < 5 else 0.0)
         play.node("n", model("hot", slots=2), cold("broken"), memory=16)
     play.skip()

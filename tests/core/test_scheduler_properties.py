@@ -59,8 +59,11 @@ class Fleet(RuleBasedStateMachine):
         self.now = 1000.0
         self.ids = (f"r{n}" for n in itertools.count())
         self.open: set[str] = set()
+        self.short: set[str] = set()
         self.began: set[str] = set()
         self.running: dict[str, ac.Dispatch] = {}
+        #: Attempts beside those.
+        self.beside: dict[str, ac.Dispatch] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.timer: float | None = None
 
@@ -76,9 +79,16 @@ class Fleet(RuleBasedStateMachine):
         match action:
             case ac.Dispatch(request=request, target=target):
                 assert request in self.open, "only open requests are dispatched"
-                assert request not in self.running, "one attempt at a time"
                 assert request not in self.began, "no retry once bytes have gone out"
-                self.running[request] = action
+                if action.beside:
+                    first = self.running[request]
+                    assert request not in self.beside, "two attempts at most"
+                    assert request in self.short, "only short work is doubled"
+                    assert first.target.replica.node != target.replica.node
+                    self.beside[request] = action
+                else:
+                    assert request not in self.running, "one attempt at a time"
+                    self.running[request] = action
                 node = self.scheduler.nodes[target.replica.node]
                 assert not node.draining
                 replica = node.replicas[target.replica]
@@ -91,6 +101,9 @@ class Fleet(RuleBasedStateMachine):
                 self.outcomes[request] = outcome
                 self.open.discard(request)
                 self.running.pop(request, None)
+                self.beside.pop(request, None)
+                completed = [a for a in outcome.attempts if a.ending == "completed"]
+                assert len(completed) == (outcome.ending == "completed"), "one winner"
                 assert outcome.arrived <= outcome.ended
                 assert all(attempt.ended is not None for attempt in outcome.attempts)
             case ac.Refuse(request=request, refusal=refusal):
@@ -101,7 +114,19 @@ class Fleet(RuleBasedStateMachine):
             case ac.SetTimer(at=at):
                 self.timer = at
             case ac.Abort(request=request, attempt=number):
-                assert self.running[request].attempt == number
+                numbers = [d[request].attempt for d in (self.running, self.beside) if request in d]
+                assert number in numbers
+            case ac.Cancel(request=request, attempt=number):
+                assert request in self.beside, "cancelled only for another's sake"
+                self.drop(request, number)
+
+    def drop(self, request: str, number: int) -> None:
+        """One of two attempts is over."""
+        other = self.beside.pop(request, None)
+        if self.running[request].attempt == number:
+            del self.running[request]
+            if other is not None:
+                self.running[request] = other
 
     # Rules
 
@@ -136,9 +161,16 @@ class Fleet(RuleBasedStateMachine):
         limit=st.sampled_from([None, 16]),
         context=st.sampled_from([None, 4096]),
         burst=st.integers(1, 6),
+        whole=st.booleans(),
     )
     def requests_arrive(
-        self, model: str, tokens: int, limit: int | None, context: int | None, burst: int
+        self,
+        model: str,
+        tokens: int,
+        limit: int | None,
+        context: int | None,
+        burst: int,
+        whole: bool,
     ) -> None:
         for _ in range(burst):
             request = Request(
@@ -148,27 +180,35 @@ class Fleet(RuleBasedStateMachine):
                 endpoint="/api/chat",
                 asked=model,
                 model=model,
-                stream=True,
+                stream=not whole,
                 kinds=frozenset({"ollama"}),
                 prompt_tokens=tokens,
                 max_tokens=limit,
                 context=context,
             )
             self.open.add(request.id)
+            if whole and limit is not None:
+                self.short.add(request.id)
             before = self.scheduler.waiting_count
             self.feed(ev.RequestArrived(request))
             # Those that wait again after a failed attempt come on top of the bound.
             assert self.scheduler.waiting_count <= max(before, POLICY.max_waiting)
 
     def pick(self, data: st.DataObject) -> ac.Dispatch:
-        return self.running[data.draw(st.sampled_from(sorted(self.running)))]
+        request = data.draw(st.sampled_from(sorted(self.running)))
+        if request in self.beside and data.draw(st.booleans()):
+            return self.beside[request]
+        return self.running[request]
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def first_frame_comes(self, data: st.DataObject) -> None:
         running = self.pick(data)
+        whole = running.request in self.short
         self.began.add(running.request)
-        self.feed(ev.FirstFrame(running.request, running.attempt))
+        event = ev.Answered if whole else ev.FirstFrame
+        self.feed(event(running.request, running.attempt))
+        assert running.request not in self.beside
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), tokens=st.sampled_from([None, 0, 1, 300]))
@@ -181,11 +221,13 @@ class Fleet(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data(), retryable=st.booleans())
     def attempt_fails(self, data: st.DataObject, retryable: bool) -> None:
-        running = self.running.pop(self.pick(data).request)
+        running = self.pick(data)
+        alone = running.request not in self.beside
+        self.drop(running.request, running.attempt)
         failure = Failure(kind="connect", message="connection refused", retryable=retryable)
         began = running.request in self.began
         self.feed(ev.Failed(running.request, running.attempt, failure, began))
-        if began or not retryable:
+        if began or (alone and not retryable):
             assert self.outcomes[running.request].ending == "failed"
 
     @precondition(lambda self: self.open)
@@ -193,6 +235,7 @@ class Fleet(RuleBasedStateMachine):
     def client_leaves(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(sorted(self.open)))
         self.running.pop(request, None)
+        self.beside.pop(request, None)
         self.feed(ev.ClientLeft(request))
         assert self.outcomes[request].ending == "cancelled"
 
@@ -229,7 +272,6 @@ class Fleet(RuleBasedStateMachine):
             self.feed(ev.NodeReported(NodeReport(node="n1", name="n1", engines=(engine,))))
             for running in list(self.running.values()):
                 if running.request in self.running:
-                    self.running.pop(running.request)
                     self.feed(ev.Finished(running.request, running.attempt, Result()))
             self.time_passes(1.0)
         assert not self.open, [self.scheduler.tasks[name].story for name in self.open]

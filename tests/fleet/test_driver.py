@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
 from herd.core import actions as ac
 from herd.core import events as ev
-from herd.core.fleet import EngineReport, NodeReport, Replica
+from herd.core.decision import Decision
+from herd.core.fleet import EngineReport, NodeReport, Replica, ReplicaKey
 from herd.core.request import Failure, Outcome, Refusal, Request, Result
 from herd.core.scheduler import Policy, Scheduler
 from herd.fleet.driver import Driver
@@ -40,6 +42,19 @@ class Fleet:
             id="vllm-8000", kind="vllm", url=f"http://{node}", replicas=(replica,)
         )
         self.driver.feed(ev.NodeReported(NodeReport(node=node, name=node, engines=(engine,))))
+
+
+class UnderWay:
+    """An attempt, and how it was ended from outside; None where it was beaten."""
+
+    def __init__(self) -> None:
+        self.ended: list[Failure | None] = []
+
+    def break_off(self, failure: Failure) -> None:
+        self.ended.append(failure)
+
+    def beaten(self) -> None:
+        self.ended.append(None)
 
 
 @pytest.fixture
@@ -74,10 +89,10 @@ async def test_an_end_is_recorded_once(fleet: Fleet) -> None:
     fleet.join("a")
     ticket = fleet.driver.submit(request())
     await ticket.next()
-    ticket.first_frame()
-    ticket.finished(Result(frames=3))
+    ticket.first_frame(1)
+    ticket.finished(1, Result(frames=3))
     ticket.left()
-    ticket.failed(BROKEN, began=True)
+    ticket.failed(1, BROKEN, began=True)
     [outcome] = fleet.outcomes
     assert outcome.ending == "completed"
     assert outcome.first_frame is not None
@@ -93,7 +108,7 @@ async def test_who_waits_is_woken_by_the_slot_that_comes_free(fleet: Fleet) -> N
     await asyncio.sleep(0)
     assert not waiting.done()
     assert second.expected_wait is not None
-    first.finished(Result())
+    first.finished(1, Result())
     grant = await asyncio.wait_for(waiting, 1)
     assert isinstance(grant, ac.Dispatch)
     assert grant.request == "r2"
@@ -126,13 +141,13 @@ async def test_a_failed_attempt_is_followed_by_another(fleet: Fleet) -> None:
     fleet.join("b")
     ticket = fleet.driver.submit(request())
     first = await ticket.next()
-    ticket.failed(BROKEN, began=False)
+    ticket.failed(1, BROKEN, began=False)
     second = await asyncio.wait_for(ticket.next(), 1)
     assert isinstance(first, ac.Dispatch)
     assert isinstance(second, ac.Dispatch)
     assert first.target.replica.node != second.target.replica.node
     assert ticket.attempt == 2
-    ticket.failed(BROKEN, began=False)
+    ticket.failed(2, BROKEN, began=False)
     last = await asyncio.wait_for(ticket.next(), 1)
     assert isinstance(last, Refusal)
     assert last.failure == BROKEN
@@ -148,7 +163,7 @@ async def test_one_who_leaves_the_queue_is_forgotten(fleet: Fleet) -> None:
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     second.left()
-    first.finished(Result())
+    first.finished(1, Result())
     assert [(o.request.id, o.ending) for o in fleet.outcomes] == [
         ("r2", "cancelled"),
         ("r1", "completed"),
@@ -158,15 +173,15 @@ async def test_one_who_leaves_the_queue_is_forgotten(fleet: Fleet) -> None:
 async def test_a_node_that_goes_breaks_silent_attempts_off(fleet: Fleet) -> None:
     fleet.join("a", slots=2)
     silent, streaming = fleet.driver.submit(request("r1")), fleet.driver.submit(request("r2"))
-    broken: list[tuple[str, Failure]] = []
-    for ticket in (silent, streaming):
+    attempts = [UnderWay(), UnderWay()]
+    for ticket, attempt in zip((silent, streaming), attempts, strict=True):
         await ticket.next()
-        name = ticket.request.id
-        ticket.on_abort(lambda failure, name=name: broken.append((name, failure)))  # type: ignore[misc]
-    streaming.first_frame()
+        ticket.under_way(1, attempt)
+    streaming.first_frame(1)
     fleet.driver.feed(ev.NodeGone("a", "its lid was closed"))
-    [(name, failure)] = broken
-    assert name == "r1"
+    [failure] = attempts[0].ended
+    assert attempts[1].ended == []
+    assert failure is not None
     assert (failure.kind, failure.retryable) == ("node_lost", True)
     assert "its lid was closed" in failure.message
 
@@ -177,7 +192,7 @@ async def test_a_node_that_leaves_is_released_when_its_work_is_done(fleet: Fleet
     await ticket.next()
     fleet.driver.feed(ev.NodeLeaving("a"))
     assert fleet.released == []
-    ticket.finished(Result())
+    ticket.finished(1, Result())
     assert fleet.released == ["a"]
 
 
@@ -188,7 +203,7 @@ async def test_drained_waits_for_the_last_request(fleet: Fleet) -> None:
         await ticket.next()
     fleet.driver.feed(ev.Stopping())
     drained = asyncio.create_task(fleet.driver.drained())
-    tickets[0].finished(Result())
+    tickets[0].finished(1, Result())
     await asyncio.sleep(0.01)
     assert not drained.done()
     tickets[1].left()
@@ -205,3 +220,129 @@ async def test_a_stopping_driver_refuses(fleet: Fleet) -> None:
     grant = await fleet.driver.submit(request()).next()
     assert isinstance(grant, Refusal)
     assert grant.kind == "stopping"
+
+
+# A ticket by itself, in the hands of a driver
+
+
+class Script:
+    """A scheduler that does as it is told, and keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[ev.Event] = []
+        self.tasks: dict[str, object] = {}
+        self.then: list[ac.Action] = []
+
+    def handle(self, event: ev.Event, now: float) -> list[ac.Action]:
+        del now
+        self.heard.append(event)
+        then, self.then = self.then, []
+        return then
+
+
+def scripted() -> tuple[Script, Driver]:
+    script = Script()
+    driver = Driver(
+        cast(Scheduler, script),
+        unix_clock(),
+        record=lambda _: None,
+        release=lambda _: None,
+        load=lambda _: None,
+    )
+    return script, driver
+
+
+def dispatch(attempt: int, *, beside: bool = False) -> ac.Dispatch:
+    key = ReplicaKey("a", "e", "tiny:latest")
+    return ac.Dispatch(
+        "r1",
+        attempt,
+        ac.Target(replica=key, node_name="a", kind="vllm", url="http://a", model="tiny"),
+        Decision(at=0.0, chosen=key, estimates=(), reason=""),
+        beside=beside,
+    )
+
+
+async def test_a_second_attempt_goes_to_whoever_starts_it_and_is_no_grant() -> None:
+    script, driver = scripted()
+    ticket = driver.submit(request())
+    script.then = [dispatch(1)]
+    driver.feed(ev.TimerDue())
+    await asyncio.wait_for(ticket.next(), 1)
+    started: list[ac.Dispatch] = []
+    ticket.on_beside(started.append)
+    script.then = [dispatch(2, beside=True)]
+    driver.feed(ev.TimerDue())
+    assert [one.attempt for one in started] == [2]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(ticket.next(), 0.02)
+
+
+async def test_a_second_attempt_waits_for_whoever_can_start_it() -> None:
+    script, driver = scripted()
+    ticket = driver.submit(request())
+    script.then = [dispatch(1), dispatch(2, beside=True)]
+    driver.feed(ev.TimerDue())
+    started: list[ac.Dispatch] = []
+    ticket.on_beside(started.append)
+    ticket.on_beside(None)
+    ticket.on_beside(started.append)
+    assert [one.attempt for one in started] == [2]
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["under way", "before it began"])
+async def test_attempts_are_ended_by_their_number(early: bool) -> None:
+    script, driver = scripted()
+    ticket = driver.submit(request())
+    first, second = UnderWay(), UnderWay()
+    script.then = [ac.Abort("r1", 1, BROKEN), ac.Cancel("r1", 2)]
+    if early:
+        driver.feed(ev.TimerDue())
+    ticket.under_way(1, first)
+    ticket.under_way(2, second)
+    if not early:
+        driver.feed(ev.TimerDue())
+    assert (first.ended, second.ended) == ([BROKEN], [None])
+
+
+async def test_an_attempt_that_is_over_cannot_be_ended() -> None:
+    script, driver = scripted()
+    ticket = driver.submit(request())
+    attempt = UnderWay()
+    ticket.under_way(1, attempt)
+    ticket.over(1)
+    script.then = [ac.Cancel("r1", 1)]
+    driver.feed(ev.TimerDue())
+    assert attempt.ended == []
+
+
+async def test_what_became_of_an_attempt_is_told_by_its_number() -> None:
+    script, driver = scripted()
+    ticket = driver.submit(request())
+    script.heard.clear()
+    ticket.answered(2)
+    ticket.finished(2, Result(frames=1))
+    ticket.failed(1, BROKEN, began=False)
+    assert script.heard == [
+        ev.Answered("r1", 2),
+        ev.Finished("r1", 2, Result(frames=1)),
+        ev.Failed("r1", 1, BROKEN, False),
+    ]
+
+
+async def test_a_fault_of_our_own_ends_all_attempts() -> None:
+    script, driver = scripted()
+    ticket = driver.submit(request())
+    script.then = [dispatch(1)]
+    driver.feed(ev.TimerDue())
+    await ticket.next()
+    ticket.on_beside(lambda _: None)
+    script.then = [dispatch(2, beside=True)]
+    driver.feed(ev.TimerDue())
+    script.heard.clear()
+    ticket.broken(BROKEN)
+    assert script.heard == [
+        ev.Failed("r1", 2, BROKEN, True),
+        ev.Failed("r1", 1, BROKEN, True),
+        ev.ClientLeft("r1"),
+    ]

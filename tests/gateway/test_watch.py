@@ -92,6 +92,15 @@ async def test_breaking_off_twice_is_breaking_off_once() -> None:
     dog.close()
 
 
+async def test_who_is_beaten_is_told_apart_from_who_is_late() -> None:
+    dog = Watchdog(CLOCK)
+    task, watch = await watched(dog, 60)
+    watch.beaten()
+    assert await task is not None
+    assert watch.blame == "rival"
+    dog.close()
+
+
 async def test_the_timer_rests_when_there_is_nothing_to_watch() -> None:
     dog = Watchdog(CLOCK)
     task, _ = await watched(dog, 0.01)

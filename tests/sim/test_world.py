@@ -152,6 +152,27 @@ def test_a_throttled_device_takes_longer() -> None:
     assert sum(r.completion for r in hot) > 1.8 * sum(r.completion for r in plain)
 
 
+@pytest.mark.parametrize("hedge", [True, False], ids=["hedged", "alone"])
+def test_a_device_that_hardly_moves_is_hedged_against(hedge: bool) -> None:
+    """The one that does all embeddings stalls: the one request that meets it is done elsewhere."""
+    work = generate("rag", FIVE, requests=200, load=0.6, seed=3)
+    stalls = Disturbance(kind="throttles", device="mac-mini-m2-1", at=20.0, until=200.0, speed=1e-4)
+    router = HerdRouter(Policy(hedge=hedge))
+
+    done = run(FIVE, work, router, disturbances=[stalls])
+
+    short = [r for r in done.records if r.arrival.request.operation == "embedding"]
+    beaten = [o for o in router.outcomes if "cancelled" in [a.ending for a in o.attempts]]
+    assert {record.ending for record in done.records} == {"completed"}
+    assert len(beaten) == hedge
+    assert (max(record.completion for record in short) < 5.0) == hedge
+    assert not any(site.attempts for site in router.world.sites)
+    for outcome in beaten:
+        record = router.world.records[outcome.request.id]
+        winner = next(a for a in outcome.attempts if a.ending == "completed")
+        assert router.world.sites[record.site or 0].name == winner.replica.node
+
+
 def test_the_owners_load_is_reported() -> None:
     loads: list[float | None] = []
 

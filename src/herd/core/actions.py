@@ -31,7 +31,7 @@ class Stay(Struct, frozen=True, kw_only=True):
 
 
 class Dispatch(Struct, frozen=True):
-    """Send the request to the target now. A number above 1 is a retry."""
+    """Send the request to the target now. A number above 1 is a retry, or a hedge: see `beside`."""
 
     request: str
     attempt: int
@@ -39,6 +39,8 @@ class Dispatch(Struct, frozen=True):
     decision: Decision
     #: What the request is to say of the model's stay in memory, as the context plan has it.
     stay: Stay = Stay()
+    #: An attempt of the same request is under way and goes on: whichever answers first wins.
+    beside: bool = False
 
 
 class Preload(Struct, frozen=True):
@@ -80,6 +82,13 @@ class Abort(Struct, frozen=True):
     failure: Failure
 
 
+class Cancel(Struct, frozen=True):
+    """Stop a running attempt, as another has answered its request. No event follows."""
+
+    request: str
+    attempt: int
+
+
 class Record(Struct, frozen=True):
     """Keep this outcome. Comes exactly once for each request."""
 
@@ -98,4 +107,4 @@ class SetTimer(Struct, frozen=True):
     at: float
 
 
-Action = Dispatch | Preload | Unload | Hold | Refuse | Abort | Record | Release | SetTimer
+Action = Dispatch | Preload | Unload | Hold | Refuse | Abort | Cancel | Record | Release | SetTimer

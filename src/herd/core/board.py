@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
+from herd.core import budget
 from herd.core.actions import Action, Record, Refuse
-from herd.core.fleet import ReplicaKey
+from herd.core.breaker import Rests
 from herd.core.learned import SharedTable
 from herd.core.lengths import AnswerLengths
 from herd.core.line import Line
-from herd.core.request import Attempt, AttemptEnding, Ending, Failure, Refusal, Result
+from herd.core.request import Ending, Refusal, Result
 from herd.core.state import Booking, NodeState, ReplicaState, Running, Task
 from herd.core.timers import Timers
 
@@ -27,6 +28,8 @@ class Policy(Struct, frozen=True, kw_only=True):
     #: A replica that failed rests this long, twice as long after each further failure.
     rest: float = 1.0
     rest_most: float = 30.0
+    #: Send short requests that are late to a second device.
+    hedge: bool = True
     #: Load models ahead of requests, and let go of those that are not worth their memory.
     placement: bool = True
     #: Say with how much context a model is loaded, so that no request reloads it by accident.
@@ -47,6 +50,10 @@ class Board:
         self.answers = AnswerLengths()
         self.shared = SharedTable()
         self.timers = Timers()
+        self.rests = Rests(policy.rest, policy.rest_most)
+        #: What second attempts the fleet can afford.
+        self.retries = budget.retries()
+        self.hedges = budget.hedges()
         #: Models of nodes that went away: asking for them is not a client's mistake.
         self.remembered: set[str] = set()
         #: Nodes that are gone while attempts of ours may still run there: should one come back,
@@ -69,43 +76,13 @@ class Board:
     def running(self, request: str, attempt: int) -> Running | None:
         """The attempt that an event speaks of; None if it was over before the event came."""
         task = self.tasks.get(request)
-        running = task.current if task is not None else None
-        return running if running is not None and running.number == attempt else None
+        return task.running(attempt) if task is not None else None
 
-    def free(
-        self,
-        running: Running,
-        ending: AttemptEnding,
-        failure: Failure | None,
-        now: float,
-        cached: int | None = None,
-    ) -> Attempt:
-        """Give the slot back and complete the attempt's record."""
-        task, replica = running.task, running.replica
-        replica.node.end(running, now)
-        running.cached = replica.cache.end(task.request.id, cached)
-        if not replica.running:
-            replica.loading_until = 0.0
-            if replica.spec.residency == "absent":
-                replica.node.replicas.pop(replica.key, None)
-                self.index()
-        task.current = None
-        task.attempts[-1] = structs.replace(
-            task.attempts[-1],
-            first_frame=running.first_frame,
-            ended=now,
-            ending=ending,
-            failure=failure,
-        )
-        return task.attempts[-1]
-
-    def rest(self, replica: ReplicaState, now: float) -> None:
-        """Give a replica that failed a rest, longer each time, so that it is not hammered."""
-        policy = self.policy
-        rest = min(policy.rest_most, policy.rest * 2.0 ** min(replica.failures, 60))
-        replica.failures += 1
-        replica.down_until = now + rest
-        self.timers.bring_forward(("look", replica.key.node), replica.down_until)
+    def rested(self, replica: ReplicaState, now: float) -> None:
+        """Whoever waits for a replica that has failed is looked at when its rest is over."""
+        until = replica.guard.rest_until
+        if until > now:
+            self.timers.bring_forward(("look", replica.key.node), until)
 
     def plan(self, task: Task, booking: Booking) -> None:
         """Note where a waiting task is planned to run."""
@@ -157,10 +134,7 @@ class Board:
         del self.tasks[task.request.id]
         self.timers.drop(("patience", task.request.id))
         self.timers.drop(("urgent", task.request.id))
+        self.timers.drop(("hedge", task.request.id))
         task.state = "ended"
         task.note(now, ending, refusal.message if refusal is not None else "")
         actions.append(Record(task.outcome(ending, now, result=result, refusal=refusal)))
-
-    def node_of(self, key: ReplicaKey) -> NodeState | None:
-        """The node of a replica, if it is there."""
-        return self.nodes.get(key.node)

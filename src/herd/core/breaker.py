@@ -189,7 +189,7 @@ class Breaker:
             self._probe = None
             self._open = False
             self._until = min(self._until, now)
-        elif self._open and self._probe is None:
+        elif self._open:
             self._until = min(self._until, now)
         return before > 0.0 >= self.hold(now)
 

@@ -28,7 +28,7 @@ class Signals(Struct, frozen=True, kw_only=True):
     speed: float = 0.0
     #: Prefill saved by a cached prefix, and what the device's other requests lose by this one.
     affinity: float = 0.0
-    #: Expected loss if the owner needs the device before the request is done.
+    #: Expected loss if the attempt comes to nothing, as some there lately did.
     availability: float = 0.0
     #: Reload forced by a larger context.
     context: float = 0.0

@@ -22,6 +22,13 @@ class FirstFrame(Struct, frozen=True):
     attempt: int
 
 
+class Answered(Struct, frozen=True):
+    """A whole answer came and goes to the client: no other attempt's can any more."""
+
+    request: str
+    attempt: int
+
+
 class Finished(Struct, frozen=True):
     """The attempt's answer is complete, with its terminator, and went to the client."""
 
@@ -90,6 +97,7 @@ class Stopping(Struct, frozen=True):
 Event = (
     RequestArrived
     | FirstFrame
+    | Answered
     | Finished
     | Failed
     | ClientLeft

@@ -13,8 +13,7 @@ from msgspec import Struct
 
 from herd.core import signals
 from herd.core.decision import Decision, Estimate, Exclusion
-from herd.core.signals import Candidate
-from herd.core.state import ReplicaState, Task
+from herd.core.state import Candidate, ReplicaState, Task
 
 #: Candidates within this share of the best count as equal, and the one that rested longest wins:
 #: twin devices share the work, and noise in the rates does not pile it on one of them.

@@ -12,12 +12,12 @@ from itertools import islice
 from typing import Final
 
 from herd.core import refusals, signals
-from herd.core.actions import Action, Dispatch, Hold
+from herd.core.actions import Action, Hold
+from herd.core.attempts import Attempts
 from herd.core.board import Board
 from herd.core.decision import Estimate
 from herd.core.placement import Choice, choose
-from herd.core.request import Attempt
-from herd.core.state import Booking, NodeState, Reservation, Running, Task
+from herd.core.state import Booking, NodeState, Reservation, Task
 
 #: Requests at the head of the line that are looked at when a device changes. Deeper in the line
 #: somebody may now do better there, too; it is found when it comes to the head, or when its own
@@ -30,9 +30,9 @@ SOON: Final = 0.05
 class Placer:
     """Decides for waiting requests."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, attempts: Attempts) -> None:
         self._board = board
-        self._dispatches = 0
+        self._attempts = attempts
 
     def arrived(self, task: Task, now: float, actions: list[Action]) -> None:
         """Start a new task or let it wait; refuse it if nobody can serve it or too many wait."""
@@ -92,46 +92,13 @@ class Placer:
 
     def _follow(self, task: Task, choice: Choice, now: float, actions: list[Action]) -> None:
         if choice.best.hold <= 0.0:
-            self._dispatch(task, choice, now, actions)
+            self._board.leave_line(task, now)
+            self._board.line.charge(task)
+            self._attempts.start(task, choice, now, actions)
         elif self._board.stopping:
             self._board.refuse(task, refusals.stopping(), now, actions)
         else:
             self._hold(task, choice, now, actions)
-
-    def _dispatch(self, task: Task, choice: Choice, now: float, actions: list[Action]) -> None:
-        board, best = self._board, choice.best
-        replica, request = best.replica, task.request
-        board.leave_line(task, now)
-        board.line.charge(task)
-        decision = choice.decision(now)
-        running = Running(
-            task, replica, len(task.attempts) + 1, now, lead=best.lead, answers=board.answers
-        )
-        running.predicted = best.total - best.harm
-        running.cold = best.residency > 0.0
-        running.load = best.residency
-        running.loads = running.cold and replica.loading_until <= 0.0
-        if running.loads:
-            for other in signals.evicted_by(replica):
-                if other.key.engine == replica.key.engine:
-                    other.evicted()
-            replica.loading_until = now + best.residency
-        self._dispatches += 1
-        replica.last_used = self._dispatches
-        replica.node.begin(running, now)
-        replica.cache.begin(request.id, task.prefix, max(1, replica.spec.slots))
-        replica.peak = max(replica.peak, len(replica.running))
-        task.current, task.decision, task.state = running, decision, "running"
-        task.attempts.append(
-            Attempt(
-                number=running.number,
-                replica=replica.key,
-                started=now,
-                predicted=running.predicted,
-            )
-        )
-        task.note(now, "running", f"{replica.key.node}/{replica.key.engine}: {decision.reason}")
-        actions.append(Dispatch(request.id, running.number, replica.target(), decision))
 
     def _hold(self, task: Task, choice: Choice, now: float, actions: list[Action]) -> None:
         board, best = self._board, choice.best
@@ -146,7 +113,7 @@ class Placer:
             board.timers.set(("patience", task.request.id), task.since + patience)
             actions.append(Hold(task.request.id, replica.key, wait))
         node = replica.node
-        resting = replica.down_until > now
+        resting = replica.guard.hold(now) > 0.0
         # A replica that rests would not use the memory yet.
         evicts = best.memory > 0.0 and not resting
         board.unreserve(task, now, but=node if evicts else None)

@@ -17,18 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from msgspec import structs
-
 from herd.core import events as ev
 from herd.core import refusals
 from herd.core.actions import Abort, Action, Release, SetTimer
+from herd.core.attempts import Attempts
 from herd.core.board import Board, Policy
 from herd.core.learned import Learned, check
-from herd.core.learning import hindsight, tokens_of
 from herd.core.lengths import AnswerLengths
 from herd.core.line import Line
 from herd.core.placer import Placer
-from herd.core.request import Attempt, Failure, Result
+from herd.core.request import Failure
 from herd.core.state import NodeState, ReplicaState, Running, Task
 
 __all__ = ["Policy", "Scheduler"]
@@ -39,11 +37,13 @@ class Scheduler:
 
     def __init__(self, policy: Policy | None = None) -> None:
         self.board = Board(policy or Policy())
-        self._placer = Placer(self.board)
+        self._attempts = Attempts(self.board)
+        self._placer = Placer(self.board, self._attempts)
         self._sequence = 0
         self._handlers: dict[type[ev.Event], Callable[[Any, float, list[Action]], None]] = {
             ev.RequestArrived: self._arrived,
             ev.FirstFrame: self._first_frame,
+            ev.Answered: self._answered,
             ev.Finished: self._finished,
             ev.Failed: self._failed,
             ev.ClientLeft: self._client_left,
@@ -118,6 +118,8 @@ class Scheduler:
         board, request = self.board, event.request
         if request.id in board.tasks:
             raise ValueError(f"request {request.id} has arrived already")
+        board.retries.deposit(now)
+        board.hedges.deposit(now)
         self._sequence += 1
         task = Task(request, event.prefix, self._sequence, now)
         board.tasks[request.id] = task
@@ -126,7 +128,7 @@ class Scheduler:
         else:
             self._placer.arrived(task, now, actions)
 
-    def _first_frame(self, event: ev.FirstFrame, now: float, _: list[Action]) -> None:
+    def _first_frame(self, event: ev.FirstFrame, now: float, actions: list[Action]) -> None:
         running = self.board.running(event.request, event.attempt)
         if running is None:
             return
@@ -135,22 +137,28 @@ class Scheduler:
         running.replica.node.touch()
         running.task.state = "streaming"
         running.task.note(now, "streaming")
+        if running.replica.guard.answered(running.who, now):
+            self._freed(running.replica.node, now, actions)
+
+    def _answered(self, event: ev.Answered, now: float, actions: list[Action]) -> None:
+        running = self.board.running(event.request, event.attempt)
+        if running is not None:
+            running.task.state = "streaming"
+            self._beat(running, now, actions)
 
     def _finished(self, event: ev.Finished, now: float, actions: list[Action]) -> None:
-        board = self.board
-        running = board.running(event.request, event.attempt)
+        running = self.board.running(event.request, event.attempt)
         if running is None:
             return
-        task, replica, result = running.task, running.replica, event.result
-        attempt = board.free(running, "completed", None, now, result.usage.cached_tokens)
-        replica.failures = 0
-        replica.down_until = 0.0
-        replica.answered(unloaded=result.finish_reason == "unload")
-        _learn(running, attempt, result, now)
-        if result.usage.completion_tokens is not None and task.request.operation != "embedding":
-            board.answers.add(task.request, result.usage.completion_tokens, now)
-        board.end(task, "completed", now, actions, result=result)
-        self._freed(replica.node, now, actions)
+        self._beat(running, now, actions)
+        self._attempts.complete(running, event.result, now)
+        self.board.end(running.task, "completed", now, actions, result=event.result)
+        self._freed(running.replica.node, now, actions)
+
+    def _beat(self, winner: Running, now: float, actions: list[Action]) -> None:
+        freed = self._attempts.beat(winner, now, actions)
+        if freed is not None:
+            self._freed(freed, now, actions)
 
     def _failed(self, event: ev.Failed, now: float, actions: list[Action]) -> None:
         board = self.board
@@ -158,34 +166,46 @@ class Scheduler:
         if running is None:
             return
         task, replica, failure = running.task, running.replica, event.failure
-        board.free(running, "failed", failure, now)
+        self._attempts.free(running, "failed", failure, now)
+        seconds = now - running.started
+        replica.guard.failed(running.who, failure, seconds, now, task.last_failure)
+        board.rested(replica, now)
         task.last_failure = failure
         task.tried.add(replica.key)
         task.note(now, "failed", f"{replica.key.node}: {failure.message}")
-        if failure.retryable:
-            board.rest(replica, now)
-        if event.began or not failure.retryable:
+        if event.began or (task.current is None and not failure.retryable):
+            other = task.current
+            freed = self._attempts.stop(other, now, actions) if other is not None else None
             board.end(task, "failed", now, actions, result=event.result)
-        elif len(task.attempts) >= board.policy.max_attempts:
+            if freed is not None:
+                self._freed(freed, now, actions)
+        elif task.current is None:
+            # Else the other one may still answer.
+            self._retry(task, failure, now, actions)
+        self._freed(replica.node, now, actions)
+
+    def _retry(self, task: Task, failure: Failure, now: float, actions: list[Action]) -> None:
+        board = self.board
+        if len(task.attempts) >= board.policy.max_attempts or not board.retries.spend(now):
             board.refuse(task, refusals.engine_failed(failure), now, actions)
         else:
             self._placer.again(task, now, actions)
-        self._freed(replica.node, now, actions)
 
     def _client_left(self, event: ev.ClientLeft, now: float, actions: list[Action]) -> None:
         board = self.board
         task = board.tasks.get(event.request)
         if task is None:
             return
-        running = task.current
-        booking = task.booking
-        if running is not None:
-            board.free(running, "cancelled", None, now)
+        ended = [running for running in (task.beside, task.current) if running is not None]
+        changed = [running.replica.node for running in ended]
+        if task.booking is not None:
+            changed.append(task.booking.replica.node)
+        for running in ended:
+            self._attempts.free(running, "cancelled", None, now)
+            running.replica.guard.left(running.who)
         board.end(task, "cancelled", now, actions)
-        if running is not None:
-            self._freed(running.replica.node, now, actions)
-        elif booking is not None:
-            self._placer.look(booking.replica.node, now, actions)
+        for node in changed:
+            self._freed(node, now, actions)
 
     # Nodes
 
@@ -194,7 +214,9 @@ class Scheduler:
         node = board.nodes.get(report.node)
         joined = node is None
         if node is None:
-            node = board.ghosts.pop(report.node, None) or NodeState(report, now, board.shared)
+            node = board.ghosts.pop(report.node, None) or NodeState(
+                report, now, board.shared, board.rests
+            )
             board.nodes[report.node] = node
             board.timers.set(("silence", report.node), now + board.policy.silence)
         changed = node.update(report, now)
@@ -236,7 +258,8 @@ class Scheduler:
         if node is None or replica is None:
             return
         if event.error:
-            self.board.rest(replica, now)
+            replica.guard.faulted(now)
+            self.board.rested(replica, now)
             if not replica.running:
                 replica.loading_until = 0.0
         else:
@@ -265,7 +288,7 @@ class Scheduler:
             Abort(running.task.request.id, running.number, failure)
             for replica in node.replicas.values()
             for running in replica.running.values()
-            if running.first_frame is None
+            if running.task.state == "running"
         )
 
     def _freed(self, node: NodeState, now: float, actions: list[Action]) -> None:
@@ -296,6 +319,8 @@ class Scheduler:
                     wait = task.booking.hold if task.booking is not None else None
                     refusal = refusals.expired(now - task.since, wait)
                     board.refuse(task, refusal, now, actions)
+            elif kind == "hedge" and name in board.tasks:
+                self._attempts.hedge(board.tasks[name], now, actions)
             elif kind == "look":
                 node = board.nodes.get(name)
                 if node is not None:
@@ -314,30 +339,3 @@ class Scheduler:
         for task in list(self.board.tasks.values()):
             if task.state == "waiting":
                 self.board.refuse(task, refusals.stopping(), now, actions)
-
-
-def _learn(running: Running, attempt: Attempt, result: Result, now: float) -> None:
-    """Learn from a completed attempt, and note what hindsight would have predicted of it."""
-    request = running.task.request
-    before, beside = running.met(now)
-    fresh, tokens = tokens_of(request, result, running.cached)
-    found = hindsight(
-        running.rates,
-        fresh=fresh,
-        tokens=tokens,
-        running=beside,
-        running_prefill=before,
-        load=running.load,
-    )
-    attempt = structs.replace(attempt, hindsight=found)
-    running.task.attempts[-1] = attempt
-    running.replica.learning.learn(
-        request=request,
-        attempt=attempt,
-        result=result,
-        running=beside,
-        running_prefill=before,
-        cold=running.cold,
-        loads=running.loads,
-        cached=running.cached,
-    )

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from msgspec import Struct
-
 from herd.core import priors
-from herd.core.decision import Estimate, Exclusion, Signals
+from herd.core.decision import Exclusion
 from herd.core.fleet import ReplicaKey
 from herd.core.request import Request
-from herd.core.state import Busy, NodeState, ReplicaState, Task
+from herd.core.state import Busy, Candidate, NodeState, ReplicaState, Task
 
 #: A prompt's tokens are estimated from its bytes and may be this much too many.
 PROMPT_UNCERTAINTY = 1.25
@@ -66,44 +64,6 @@ def context_limit(replica: ReplicaState) -> int:
     return spec.loaded_context or spec.context_length
 
 
-class Candidate(Struct, frozen=True, gc=False):
-    """A replica that could serve a request, as it looks now. Seconds; see `decision.Signals`."""
-
-    replica: ReplicaState
-    #: Until the request would be done, with what others lose by it.
-    total: float
-    #: For which it has to be held back first: for a slot, for memory, while the replica rests, or
-    #: because it would rather have the device for itself.
-    hold: float
-    #: That it would take from then on if it had the device for itself: load, prefill and decode.
-    work: float
-    #: The part of `work` before the first token.
-    lead: float
-    residency: float
-    memory: float
-    speed: float
-    saved: float
-    harm: float
-    context: float
-    bypass: float
-
-    def signals(self) -> Signals:
-        """Name its parts."""
-        return Signals(
-            residency=self.residency,
-            memory=self.memory,
-            queue=self.hold + self.bypass,
-            speed=self.speed,
-            affinity=self.harm - self.saved,
-            context=self.context,
-        )
-
-    def estimate(self) -> Estimate:
-        """Put it into the words of a decision."""
-        parts = self.signals()
-        return Estimate(replica=self.replica.key, signals=parts, total=parts.total, harm=self.harm)
-
-
 def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
     """Predict the completion of a waiting request on a replica that can serve it."""
     request, rates, node = task.request, replica.learning.rates, replica.node
@@ -115,7 +75,7 @@ def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
     decode = task.answer / rates.decode
     alone = rates.overhead + prefill + decode
     residency = 0.0 if replica.resident else _load(replica, now)
-    memory, hold = 0.0, replica.down_until - now
+    memory, hold = 0.0, replica.guard.hold(now)
     if not replica.occupied:
         memory, memory_wait = _memory(replica, now)
         hold = max(hold, memory_wait)
@@ -132,9 +92,10 @@ def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
     context = _context(request, replica)
     bypass = _bypass(replica) * speed if replica.engine.running is not None else 0.0
     lead = residency + context + rates.overhead + prefill - saved
+    availability = replica.guard.loss(residency + speed - saved, now)
     return Candidate(
         replica,
-        residency + memory + hold + bypass + speed + harm - saved + context,
+        residency + memory + hold + bypass + speed + harm - saved + context + availability,
         hold,
         lead + decode,
         lead,
@@ -145,6 +106,7 @@ def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
         harm,
         context,
         bypass,
+        availability,
     )
 
 

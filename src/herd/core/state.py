@@ -10,9 +10,11 @@ from msgspec import Struct, structs
 from herd.core import crowd, priors
 from herd.core.actions import Target
 from herd.core.affinity import PrefixCache
+from herd.core.breaker import Breaker, Guard, Rests, Who
 from herd.core.crowd import Crowd
-from herd.core.decision import Decision
+from herd.core.decision import Decision, Estimate, Signals
 from herd.core.fleet import EngineReport, Load, NodeReport, Replica, ReplicaKey, Residency
+from herd.core.hedging import Spread
 from herd.core.learned import SharedTable
 from herd.core.lengths import AnswerLengths
 from herd.core.request import (
@@ -36,6 +38,46 @@ TaskState = Literal["waiting", "running", "streaming", "ended"]
 MINIMAL_WORK: Final = 0.05
 OVERDUE: Final = 0.25
 
+
+class Candidate(Struct, frozen=True):
+    """A replica that could serve a request, as it looks now. Seconds; see `decision.Signals`."""
+
+    replica: ReplicaState
+    #: Until the request would be done, with what others lose by it and what failures cost.
+    total: float
+    #: For which it has to be held back first: for a slot, for memory, or while the replica rests.
+    hold: float
+    #: That it would take from then on if it had the device for itself: load, prefill and decode.
+    work: float
+    #: The part of `work` before the first token.
+    lead: float
+    residency: float
+    memory: float
+    speed: float
+    saved: float
+    harm: float
+    context: float
+    bypass: float
+    availability: float
+
+    def signals(self) -> Signals:
+        """Name its parts."""
+        return Signals(
+            residency=self.residency,
+            memory=self.memory,
+            queue=self.hold + self.bypass,
+            speed=self.speed,
+            affinity=self.harm - self.saved,
+            availability=self.availability,
+            context=self.context,
+        )
+
+    def estimate(self) -> Estimate:
+        """Put it into the words of a decision."""
+        parts = self.signals()
+        return Estimate(replica=self.replica.key, signals=parts, total=parts.total, harm=self.harm)
+
+
 #: A place in the line: rank of its class, virtual finish, arrival. The least goes first.
 Order = tuple[int, float, int]
 
@@ -57,6 +99,7 @@ class Task:
         "answer",
         "arrived",
         "attempts",
+        "beside",
         "booking",
         "cost",
         "current",
@@ -99,14 +142,22 @@ class Task:
         #: Nodes whose memory is reserved for it.
         self.reserved: set[str] = set()
         self.attempts: list[Attempt] = []
-        #: The running attempt.
+        #: The running attempt, and one that was sent out beside it because it is late.
         self.current: Running | None = None
+        self.beside: Running | None = None
         self.decision: Decision | None = None
         self.last_failure: Failure | None = None
         self.held = False
         #: Replicas that have failed it.
         self.tried: set[ReplicaKey] = set()
         self.story: list[Transition] = [Transition(now, "arrived")]
+
+    def running(self, attempt: int) -> Running | None:
+        """The attempt of that number, if it runs."""
+        for running in (self.current, self.beside):
+            if running is not None and running.number == attempt:
+                return running
+        return None
 
     def note(self, now: float, state: str, note: str = "") -> None:
         """Add a step to its story."""
@@ -117,6 +168,9 @@ class Task:
     ) -> Outcome:
         """Make its terminal record."""
         last = self.attempts[-1] if self.attempts else None
+        for attempt in self.attempts:
+            if attempt.ending == "completed":
+                last = attempt
         return Outcome(
             request=self.request,
             ending=ending,
@@ -142,10 +196,12 @@ class Running:
         "cold",
         "crowd",
         "crowd_first",
+        "decision",
         "first_frame",
         "lead",
         "load",
         "loads",
+        "name",
         "number",
         "predicted",
         "rates",
@@ -158,35 +214,48 @@ class Running:
         self,
         task: Task,
         replica: ReplicaState,
-        number: int,
         now: float,
-        *,
-        lead: float,
+        best: Candidate,
+        decision: Decision,
         answers: AnswerLengths,
     ) -> None:
         self.task = task
         self.replica = replica
-        self.number = number
+        self.decision = decision
+        self.number = len(task.attempts) + 1
+        #: What the engine's cache knows it by; two attempts of one request are two.
+        self.name = f"{task.request.id}#{self.number}"
         self.started = now
         #: Work until its first token: load, overhead, prefill.
-        self.lead = lead
+        self.lead = best.lead
         #: What is believed of the replica at its dispatch.
         self.rates = replica.learning.rates
         self._answers = answers
-        #: Predicted seconds from its start to its end, as the decision had it.
-        self.predicted = 0.0
+        #: Predicted seconds from its start to its end: neither what others lose by it nor what is
+        #: lost if it fails is its own time.
+        self.predicted = best.total - best.harm - best.availability
         self.first_frame: float | None = None
         #: The device's clock of work when it started.
         self._begun = replica.node.work(now)
         #: Readings of its device's crowd at its start and at its first frame.
         self.crowd = 0.0
         self.crowd_first = 0.0
-        #: The model had to be loaded first; it was this one that began the load; predicted seconds.
-        self.cold = False
-        self.loads = False
-        self.load = 0.0
+        #: Predicted seconds of a load that it waits for; whether it is the one that begins it.
+        self.load = best.residency
+        self.cold = best.residency > 0.0
+        self.loads = self.cold and replica.loading_until <= 0.0
         #: Tokens of its prompt that were cached, once it has ended.
         self.cached = 0.0
+
+    @property
+    def who(self) -> Who:
+        """What breakers know it by."""
+        return self.task.request.id, self.number
+
+    @property
+    def sign_of_life(self) -> float:
+        """Predicted seconds from its start until anything is heard of it."""
+        return self.lead if self.task.request.stream else self.predicted
 
     def begins_to_answer(self, now: float) -> None:
         """Its first frame came: whatever was predicted of the lead, it is over."""
@@ -229,9 +298,8 @@ class ReplicaState:
 
     __slots__ = (
         "cache",
-        "down_until",
         "engine",
-        "failures",
+        "guard",
         "key",
         "last_used",
         "learning",
@@ -240,6 +308,7 @@ class ReplicaState:
         "peak",
         "running",
         "spec",
+        "spread",
     )
 
     def __init__(
@@ -256,9 +325,10 @@ class ReplicaState:
         #: Which prompts it has in its cache, as far as we can tell.
         self.cache = PrefixCache(engine.kind)
         self.running: dict[str, Running] = {}
-        #: No attempt before this time, because the last ones failed.
-        self.down_until = 0.0
-        self.failures = 0
+        #: Whether one may start here, and what failures are to be expected.
+        self.guard = Guard(Breaker(node.rests), node.breaker(engine.id))
+        #: How far predictions of short requests were off.
+        self.spread = Spread()
         #: A load that one of ours has caused ends about then; 0 if none does.
         self.loading_until = 0.0
         #: Order of its last dispatch, to spread equal choices.
@@ -357,6 +427,7 @@ class NodeState:
         "_pace",
         "_work",
         "_worked",
+        "breakers",
         "crowd",
         "draining",
         "heard",
@@ -365,13 +436,17 @@ class NodeState:
         "replicas",
         "report",
         "reserved",
+        "rests",
         "running",
         "shared",
         "table",
     )
 
-    def __init__(self, report: NodeReport, now: float, table: SharedTable) -> None:
+    def __init__(self, report: NodeReport, now: float, table: SharedTable, rests: Rests) -> None:
         self.report = report
+        self.rests = rests
+        #: One for each engine, by its id.
+        self.breakers: dict[str, Breaker] = {}
         #: What has been learned of this device that holds for all models, and of the models.
         self.shared = table.device(report.node)
         self.table = table
@@ -420,6 +495,9 @@ class NodeState:
                 state.spec = structs.replace(state.spec, residency="absent")
             else:
                 del self.replicas[key]
+        engines = {engine.id for engine in report.engines} | {key.engine for key in self.replicas}
+        for gone in self.breakers.keys() - engines:
+            del self.breakers[gone]
         if self.reserved is not None and self.reserved.replica not in self.replicas:
             self.reserved = None
         return before != {key: state.up for key, state in self.replicas.items()}
@@ -431,6 +509,10 @@ class NodeState:
                 state.engine = engine
                 listed.add(key)
 
+    def breaker(self, engine: str) -> Breaker:
+        """Return the breaker of one of its engines."""
+        return self.breakers.setdefault(engine, Breaker(self.rests))
+
     def siblings(self, replica: ReplicaState) -> Iterator[ReplicaState]:
         """The other replicas on the same device."""
         return (other for other in self.replicas.values() if other is not replica)
@@ -441,14 +523,14 @@ class NodeState:
 
     def begin(self, running: Running, now: float) -> None:
         """An attempt of ours starts on the device."""
-        running.replica.running[running.task.request.id] = running
+        running.replica.running[running.name] = running
         self.running += 1
         running.crowd = running.crowd_first = self.crowd.enter(now)
         self._change(now)
 
     def end(self, running: Running, now: float) -> None:
         """It is over."""
-        del running.replica.running[running.task.request.id]
+        del running.replica.running[running.name]
         self.running -= 1
         self.crowd.leave(now)
         self._change(now)

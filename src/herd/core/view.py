@@ -152,7 +152,7 @@ def _replica(replica: ReplicaState, planned: int, now: float) -> ReplicaView:
         planned=planned,
         rates=replica.learning.rates,
         outcomes=replica.learning.outcomes,
-        resting=max(0.0, replica.down_until - now),
+        resting=replica.guard.hold(now),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from herd.core import actions as ac
 from herd.core import events as ev
@@ -17,25 +17,53 @@ Grant = ac.Dispatch | Refusal
 NO_PREFIX: Final = Prefix()
 
 
+class Breakable(Protocol):
+    """An attempt under way, as the scheduler may end it."""
+
+    def break_off(self, failure: Failure) -> None:
+        """It has failed, whatever it waits for; this failure is to be told."""
+
+    def beaten(self) -> None:
+        """Another attempt has answered: stop, and tell nothing."""
+
+
 class Ticket:
     """One open request, in the hands of whoever serves it.
 
     `next` waits for what the scheduler decides: a `Dispatch` to carry out, or a `Refusal`, which
-    ends it. After each dispatch exactly one of `finished`, `failed` or `left` must follow.
+    ends it. After each dispatch exactly one of `finished`, `failed` or `left` must follow, unless
+    the attempt was beaten. Whoever has set `on_beside` is called with a `Dispatch` of a second
+    attempt that is to run beside the first.
     """
 
-    __slots__ = ("_abort", "_driver", "_grant", "_waiter", "attempt", "expected_wait", "request")
+    __slots__ = (
+        "_beside",
+        "_driver",
+        "_ended",
+        "_grant",
+        "_joining",
+        "_under_way",
+        "_waiter",
+        "attempt",
+        "expected_wait",
+        "request",
+    )
 
     def __init__(self, driver: Driver, request: Request) -> None:
         self.request = request
-        #: Number of the attempt under way.
+        #: Number of the latest attempt.
         self.attempt = 0
         #: Seconds that it was expected to wait when it was held; None if it was not.
         self.expected_wait: float | None = None
         self._driver = driver
         self._grant: Grant | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._abort: Callable[[Failure], None] | None = None
+        self._beside: Callable[[ac.Dispatch], None] | None = None
+        #: A second attempt that nobody has been there to start yet.
+        self._joining: ac.Dispatch | None = None
+        self._under_way: dict[int, Breakable] = {}
+        #: Attempts that were ended before they got under way: by a failure, or beaten.
+        self._ended: dict[int, Failure | None] = {}
 
     async def next(self) -> Grant:
         """Wait for the next grant."""
@@ -53,22 +81,51 @@ class Ticket:
             self.attempt = grant.attempt
         return grant
 
-    def on_abort(self, abort: Callable[[Failure], None] | None) -> None:
-        """Say how the attempt under way can be broken off from outside."""
-        self._abort = abort
+    def on_beside(self, start: Callable[[ac.Dispatch], None] | None) -> None:
+        """Say who starts an attempt beside the one under way; None where nobody can."""
+        self._beside = start
+        if start is not None and self._joining is not None:
+            joining, self._joining = self._joining, None
+            start(joining)
 
-    def first_frame(self) -> None:
+    def under_way(self, attempt: int, how: Breakable) -> None:
+        """The attempt has begun, and can be ended from outside."""
+        if attempt in self._ended:
+            _end(how, self._ended.pop(attempt))
+        else:
+            self._under_way[attempt] = how
+
+    def over(self, attempt: int) -> None:
+        """The attempt cannot be ended from outside any more."""
+        self._under_way.pop(attempt, None)
+
+    def first_frame(self, attempt: int) -> None:
         """The first frame of a streamed answer goes to the client."""
-        self._driver.feed(ev.FirstFrame(self.request.id, self.attempt))
+        self._driver.feed(ev.FirstFrame(self.request.id, attempt))
 
-    def finished(self, result: Result) -> None:
+    def answered(self, attempt: int) -> None:
+        """A whole answer is there and goes to the client; an attempt beside it is beaten."""
+        self._driver.feed(ev.Answered(self.request.id, attempt))
+
+    def finished(self, attempt: int, result: Result) -> None:
         """The answer is complete and went to the client."""
-        self._driver.feed(ev.Finished(self.request.id, self.attempt, result))
+        self._driver.feed(ev.Finished(self.request.id, attempt, result))
 
-    def failed(self, failure: Failure, *, began: bool, result: Result | None = None) -> None:
-        """The attempt failed; unless bytes went out, `next` says what comes now."""
-        event = ev.Failed(self.request.id, self.attempt, failure, began, result or Result())
+    def failed(
+        self, attempt: int, failure: Failure, *, began: bool, result: Result | None = None
+    ) -> None:
+        """The attempt failed; unless bytes went out, `next` says what comes now.
+
+        Nothing comes as long as another attempt runs beside it.
+        """
+        event = ev.Failed(self.request.id, attempt, failure, began, result or Result())
         self._driver.feed(event)
+
+    def broken(self, failure: Failure) -> None:
+        """A fault of the router itself ends the request, whatever was under way."""
+        for attempt in range(self.attempt, 0, -1):
+            self.failed(attempt, failure, began=True)
+        self.left()  # where no attempt was under way that could fail
 
     def left(self) -> None:
         """The client hung up."""
@@ -76,14 +133,34 @@ class Ticket:
 
     def grant(self, grant: Grant) -> None:
         """Called by the driver alone."""
+        if isinstance(grant, ac.Dispatch) and grant.beside:
+            self._join(grant)
+            return
         self._grant = grant
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def abort(self, failure: Failure) -> None:
-        """Called by the driver alone."""
-        if self._abort is not None:
-            self._abort(failure)
+    def end(self, attempt: int, failure: Failure | None) -> None:
+        """Called by the driver alone. Without a failure it is beaten."""
+        how = self._under_way.get(attempt)
+        if how is None:
+            self._ended[attempt] = failure
+        else:
+            _end(how, failure)
+
+    def _join(self, dispatch: ac.Dispatch) -> None:
+        self.attempt = dispatch.attempt
+        if self._beside is not None:
+            self._beside(dispatch)
+        else:
+            self._joining = dispatch
+
+
+def _end(how: Breakable, failure: Failure | None) -> None:
+    if failure is None:
+        how.beaten()
+    else:
+        how.break_off(failure)
 
 
 class Driver:
@@ -141,22 +218,27 @@ class Driver:
             case ac.Dispatch(request=request):
                 self._tickets[request].grant(action)
             case ac.Record(outcome=outcome):
-                self._tickets.pop(outcome.request.id, None)
-                self._record(outcome)
-                if not self._tickets:
-                    self._idle.set()
+                self._over(outcome)
             case ac.Refuse(request=request, refusal=refusal):
                 self._tickets[request].grant(refusal)
             case ac.Hold(request=request, expected_wait=wait):
                 self._tickets[request].expected_wait = wait
             case ac.SetTimer(at=at):
                 self._set_timer(at)
-            case ac.Abort(request=request, failure=failure):
-                self._tickets[request].abort(failure)
+            case ac.Abort(request=request, attempt=attempt, failure=failure):
+                self._tickets[request].end(attempt, failure)
+            case ac.Cancel(request=request, attempt=attempt):
+                self._tickets[request].end(attempt, None)
             case ac.Release(node=node):
                 self._release(node)
             case ac.Preload() | ac.Unload():
                 self._load(action)
+
+    def _over(self, outcome: Outcome) -> None:
+        self._tickets.pop(outcome.request.id, None)
+        self._record(outcome)
+        if not self._tickets:
+            self._idle.set()
 
     def _set_timer(self, at: float) -> None:
         if self._timer is not None:

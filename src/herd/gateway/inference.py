@@ -10,6 +10,7 @@ from typing import Final
 from aiohttp import web
 
 from herd.core import refusals
+from herd.core.actions import Dispatch
 from herd.core.fleet import Capability
 from herd.core.names import canonical
 from herd.core.request import Dialect, Failure, Refusal, Request
@@ -17,6 +18,7 @@ from herd.fleet.driver import Driver, Ticket
 from herd.gateway.endpoints import ENDPOINTS, Endpoint
 from herd.gateway.exchange import Exchange
 from herd.gateway.problems import problem_response
+from herd.gateway.race import Race
 from herd.gateway.relay import AttemptFailed, ClientGone, EngineAnswer, Relay
 from herd.ops.clock import Clock
 from herd.ops.logs import logger
@@ -86,33 +88,47 @@ class Inference:
         except Exception as error:
             # A fault of our own: end the request's life before it becomes a 500.
             failure = Failure(kind="protocol", message=f"internal error: {error!r}")
-            ticket.failed(failure, began=True)
-            ticket.left()  # where no attempt was under way that could fail
+            ticket.broken(failure)
             raise
 
     async def _answer(self, exchange: Exchange, ticket: Ticket) -> web.StreamResponse:
         said: EngineAnswer | None = None
+        report = partial(self._report, ticket)
         while True:
             grant = await ticket.next()
             if isinstance(grant, Refusal):
                 return self._refused(exchange, grant, said)
             try:
-                return await self._relay.attempt(exchange, grant, ticket)
+                if not exchange.request.stream:
+                    return await Race(self._relay, exchange, ticket, report).run(grant)
+                return await self._streamed(exchange, grant, ticket)
             except AttemptFailed as failed:
-                self._log.warning(
-                    "attempt failed",
-                    request=exchange.request.id,
-                    node=grant.target.node_name,
-                    engine=grant.target.replica.engine,
-                    attempt=grant.attempt,
-                    cause=failed.failure.message,
-                )
                 said = failed.answer or said
-                ticket.failed(failed.failure, began=failed.began, result=failed.result)
                 if failed.response is not None:
                     return failed.response
                 if not failed.failure.retryable:
                     return self._refused(exchange, refusals.engine_failed(failed.failure), said)
+
+    async def _streamed(
+        self, exchange: Exchange, dispatch: Dispatch, ticket: Ticket
+    ) -> web.StreamResponse:
+        try:
+            return await self._relay.attempt(exchange, dispatch, ticket)
+        except AttemptFailed as failed:
+            self._report(ticket, dispatch, failed)
+            raise
+
+    def _report(self, ticket: Ticket, dispatch: Dispatch, failed: AttemptFailed) -> None:
+        """Tell the log and the scheduler of an attempt that came to nothing."""
+        self._log.warning(
+            "attempt failed",
+            request=dispatch.request,
+            node=dispatch.target.node_name,
+            engine=dispatch.target.replica.engine,
+            attempt=dispatch.attempt,
+            cause=failed.failure.message,
+        )
+        ticket.failed(dispatch.attempt, failed.failure, began=failed.began, result=failed.result)
 
     def _refused(
         self, exchange: Exchange, refusal: Refusal, said: EngineAnswer | None

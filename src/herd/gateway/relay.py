@@ -8,9 +8,9 @@ another attempt can take its place.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 from aiohttp import web
 from msgspec import Struct
@@ -57,6 +57,9 @@ _DROPPED: Final = frozenset(
 )
 
 
+T = TypeVar("T")
+
+
 class Limits(Struct, frozen=True, kw_only=True):
     """How long an attempt waits for what, in seconds."""
 
@@ -69,12 +72,25 @@ class ClientGone(Exception):
     """The client hung up, or reads no more."""
 
 
+class Beaten(Exception):
+    """Another attempt at the same request has answered."""
+
+
 class EngineAnswer(Struct, frozen=True):
     """An error that an engine answered with, in the client's dialect."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+class Whole(Struct, frozen=True):
+    """An answer in one piece, in the client's dialect, of which nothing has gone out."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    result: Result
 
 
 class AttemptFailed(Exception):
@@ -120,23 +136,60 @@ class Relay:
     async def attempt(
         self, exchange: Exchange, dispatch: Dispatch, ticket: Ticket
     ) -> web.StreamResponse:
-        """Put the request to the target and answer the client from it.
+        """Put the request to the target and answer the client from it, as the answer comes.
 
         Raises `AttemptFailed`, `ClientGone`, or `CancelledError` when the client has left. In every
         case the engine's connection is closed when this returns, unless it can be used again.
         """
+        return await self._carry_out(_Run.run, exchange, dispatch, ticket)
+
+    async def fetch(self, exchange: Exchange, dispatch: Dispatch, ticket: Ticket) -> Whole:
+        """Put the request to the target and return its whole answer; nothing goes to the client.
+
+        Raises like `attempt`, and `Beaten` when the scheduler has chosen another attempt's answer.
+        """
+        return await self._carry_out(_Run.fetch, exchange, dispatch, ticket)
+
+    async def deliver(self, exchange: Exchange, whole: Whole) -> web.StreamResponse:
+        """Answer the client; raises `ClientGone`, or `CancelledError` when the client has left."""
+        watch = self._watchdog.start(self.clock() + self.limits.client)
+        watch.blame = "client"
+        try:
+            return await _send(exchange, whole)
+        except asyncio.CancelledError:
+            failure = watch.caught()
+            if failure is None:
+                raise
+            raise ClientGone(failure.message) from None
+        except ConnectionError as error:
+            raise ClientGone(str(error) or "the client closed the connection") from error
+        finally:
+            watch.end()
+
+    async def _carry_out(
+        self,
+        what: Callable[[_Run], Awaitable[T]],
+        exchange: Exchange,
+        dispatch: Dispatch,
+        ticket: Ticket,
+    ) -> T:
         started = self.clock()
         watch = self._watchdog.start(started + self.limits.first_byte)
-        ticket.on_abort(watch.break_off)
+        ticket.under_way(dispatch.attempt, watch)
         run = _Run(self, exchange, dispatch, ticket, watch, started)
         try:
-            return await run.run()
+            if watch.broken_off is not None:
+                # It was ended before it began; a task learns of its cancellation where it waits.
+                await asyncio.sleep(0)
+            return await what(run)
         except asyncio.CancelledError:
             failure = watch.caught()
             if failure is None:
                 raise
             if watch.blame == "client":
                 raise ClientGone(failure.message) from None
+            if watch.blame == "rival":
+                raise Beaten from None
             raise await run.broken(failure) from None
         except UpstreamError as error:
             failure = Failure(kind=error.kind, message=str(error), retryable=True)
@@ -145,7 +198,7 @@ class Relay:
             # The engine's side raises `UpstreamError`, so this is the client's.
             raise ClientGone(str(error) or "the client closed the connection") from error
         finally:
-            ticket.on_abort(None)
+            ticket.over(dispatch.attempt)
             watch.end()
             run.close()
 
@@ -180,26 +233,21 @@ class _Run:
         self._said = Stay()
 
     async def run(self) -> web.StreamResponse:
-        try:
-            trivial = self._exchange.trivial(self._dispatch.target, self._started)
-            if trivial is not None:
-                return await self._whole(trivial, {**self._herd_headers(), **_JSON}, Result())
-            outbound = self._exchange.outbound(self._dispatch.target, self._dispatch.stay)
-            self._said = outbound.stay
-        except Untranslatable as error:
-            raise self._untranslatable(error) from error
-        answer = await self._send(outbound)
-        if answer.status >= _ERROR:
-            raise await self._refused(answer, outbound)
+        """Answer the client."""
+        outbound = self._outbound()
+        if isinstance(outbound, Whole):
+            return await self._deliver(outbound)
+        answer = await self._ask(outbound)
         if self._exchange.request.stream and not _is_whole(answer):
             return await self._stream(answer, outbound)
-        body = await answer.read()
-        try:
-            text, result = outbound.whole(body, self._started, self._clock())
-        except BadAnswer as error:
-            failure = Failure(kind="protocol", message=str(error), retryable=True)
-            raise AttemptFailed(failure) from error
-        return await self._whole(text, self._headers(answer, outbound.whole_type), result)
+        return await self._deliver(await self._read(answer, outbound))
+
+    async def fetch(self) -> Whole:
+        """Get the whole answer."""
+        outbound = self._outbound()
+        if isinstance(outbound, Whole):
+            return outbound
+        return await self._read(await self._ask(outbound), outbound)
 
     async def broken(self, failure: Failure) -> AttemptFailed:
         """Tell a client that has seen bytes that no more will come, and say so to the caller."""
@@ -220,6 +268,18 @@ class _Run:
         if self._answer is not None:
             self._answer.close()
 
+    def _outbound(self) -> Outbound | Whole:
+        """What to ask the engine; or the answer, where it need not be asked."""
+        try:
+            trivial = self._exchange.trivial(self._dispatch.target, self._started)
+            if trivial is not None:
+                return Whole(_OK, {**self._herd_headers(), **_JSON}, trivial, Result())
+            outbound = self._exchange.outbound(self._dispatch.target, self._dispatch.stay)
+        except Untranslatable as error:
+            raise self._untranslatable(error) from error
+        self._said = outbound.stay
+        return outbound
+
     def _untranslatable(self, error: Untranslatable) -> AttemptFailed:
         request = self._exchange.request
         problem = errors.Problem(status=_ERROR, message=str(error))
@@ -228,16 +288,28 @@ class _Run:
         answer = EngineAnswer(_ERROR, {**self._herd_headers(), **_JSON}, body)
         return AttemptFailed(failure, answer=answer)
 
-    async def _send(self, outbound: Outbound) -> UpstreamAnswer:
+    async def _ask(self, outbound: Outbound) -> UpstreamAnswer:
+        """Put the request to the engine; raises `AttemptFailed` where that answers an error."""
         target = self._dispatch.target
         headers = self._exchange.headers()
         headers.update(self._relay.credentials(target))
         if self._exchange.request.stream and target.kind in _CLOSE_AFTER_STREAM:
             headers["Connection"] = "close"
-        self._answer = await self._relay.upstream.send(
+        answer = self._answer = await self._relay.upstream.send(
             "POST", target.url + outbound.path, headers, outbound.body
         )
-        return self._answer
+        if answer.status >= _ERROR:
+            raise await self._refused(answer, outbound)
+        return answer
+
+    async def _read(self, answer: UpstreamAnswer, outbound: Outbound) -> Whole:
+        body = await answer.read()
+        try:
+            text, result = outbound.whole(body, self._started, self._clock())
+        except BadAnswer as error:
+            failure = Failure(kind="protocol", message=str(error), retryable=True)
+            raise AttemptFailed(failure) from error
+        return Whole(answer.status, self._headers(answer, outbound.whole_type), text, result)
 
     async def _refused(self, answer: UpstreamAnswer, outbound: Outbound) -> AttemptFailed:
         """The engine answered with an error: keep it, as it is what the client should see."""
@@ -252,20 +324,16 @@ class _Run:
             message=_excerpt(answer.status, body),
             status=answer.status,
             retryable=answer.status in _RETRYABLE,
+            retry_after=_retry_after(answer.headers.get("retry-after", "")),
         )
         headers = self._headers(answer, outbound.whole_type)
         return AttemptFailed(failure, answer=EngineAnswer(answer.status, headers, body))
 
-    async def _whole(
-        self, text: bytes, headers: Mapping[str, str], result: Result
-    ) -> web.StreamResponse:
+    async def _deliver(self, whole: Whole) -> web.StreamResponse:
         self._watch.blame = "client"
         self._watch.deadline = self._clock() + self._limits.client
-        status = self._answer.status if self._answer is not None else _OK
-        response = web.Response(status=status, headers=headers, body=text)
-        await response.prepare(self._exchange.inbound)
-        await response.write_eof()
-        self._ticket.finished(result)
+        response = await _send(self._exchange, whole)
+        self._ticket.finished(self._dispatch.attempt, whole.result)
         return response
 
     async def _stream(self, answer: UpstreamAnswer, outbound: Outbound) -> web.StreamResponse:
@@ -300,7 +368,7 @@ class _Run:
         response = web.StreamResponse(
             status=answer.status, headers=self._headers(answer, outbound.stream_type)
         )
-        self._ticket.first_frame()
+        self._ticket.first_frame(self._dispatch.attempt)
         await response.prepare(self._exchange.inbound)
         self._response = response
         return response
@@ -313,7 +381,7 @@ class _Run:
             await response.write(data)
         if stream.complete:
             await response.write_eof()
-            self._ticket.finished(stream.result)
+            self._ticket.finished(self._dispatch.attempt, stream.result)
             return response
         if stream.error is not None:
             # Its frame is among those that have gone out.
@@ -341,6 +409,19 @@ class _Run:
             dispatched=self._dispatch.decision.at,
             stay=self._said,
         )
+
+
+async def _send(exchange: Exchange, whole: Whole) -> web.StreamResponse:
+    response = web.Response(status=whole.status, headers=whole.headers, body=whole.body)
+    await response.prepare(exchange.inbound)
+    await response.write_eof()
+    return response
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds that an engine wants to be left alone; the form with a date is not used by any."""
+    value = value.strip()
+    return float(value) if value.isascii() and value.isdigit() else None
 
 
 def _is_whole(answer: UpstreamAnswer) -> bool:

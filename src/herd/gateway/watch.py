@@ -14,7 +14,8 @@ from herd.ops.clock import Clock
 
 #: Seconds between two looks; a time-out is late by no more than this.
 TICK = 0.25
-Blame = Literal["engine", "client"]
+#: "rival": nobody is at fault, another attempt has answered.
+Blame = Literal["engine", "client", "rival"]
 
 
 class Watch:
@@ -38,6 +39,11 @@ class Watch:
         if self.broken_off is None:
             self.broken_off = failure
             self._task.cancel()
+
+    def beaten(self) -> None:
+        """Cancel the attempt's task, as another attempt has answered the request."""
+        self.blame = "rival"
+        self.break_off(Failure(kind="broken", message="another attempt answered first"))
 
     def caught(self) -> Failure | None:
         """To be called on `CancelledError`: why we cancelled it ourselves, None if we did not."""

@@ -73,10 +73,12 @@ class HerdRouter:
         world = self.world
         for action in self.scheduler.handle(event, world.now):
             match action:
-                case do.Dispatch(request=request, target=target):
-                    world.send(request, world.site(target.replica.node))
+                case do.Dispatch(request=request, target=target, beside=beside):
+                    world.send(request, world.site(target.replica.node), beside=beside)
                 case do.Abort(request=request, attempt=attempt, failure=failure):
                     world.abort(request, attempt, failure)
+                case do.Cancel(request=request, attempt=attempt):
+                    world.cancel(request, attempt)
                 case do.SetTimer(at=at):
                     world.wake(at)
                 case do.Record(outcome=outcome):

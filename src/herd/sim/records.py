@@ -26,6 +26,7 @@ class Record:
         "arrival",
         "attempt",
         "attempts",
+        "beside",
         "cached",
         "dispatched",
         "ended",
@@ -37,8 +38,9 @@ class Record:
 
     def __init__(self, arrival: Arrival) -> None:
         self.arrival = arrival
-        #: The attempt that is out.
+        #: The attempt that is out, and one that was sent beside it.
         self.attempt: Attempt | None = None
+        self.beside: Attempt | None = None
         self.attempts = 0
         #: Of the last attempt: its device, when it was sent, and when it got its slot there.
         self.site: int | None = None
@@ -54,6 +56,19 @@ class Record:
     def id(self) -> str:
         """The request's id."""
         return self.arrival.request.id
+
+    def out(self, number: int) -> Attempt | None:
+        """The attempt of that number, if it is out."""
+        for attempt in (self.attempt, self.beside):
+            if attempt is not None and attempt.number == number:
+                return attempt
+        return None
+
+    def back(self, attempt: Attempt) -> None:
+        """The attempt is no longer out."""
+        if attempt is self.attempt:
+            self.attempt = self.beside
+        self.beside = None
 
     @property
     def completion(self) -> float:

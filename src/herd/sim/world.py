@@ -123,10 +123,13 @@ class World:
 
     # Orders
 
-    def send(self, request: str, site: Site) -> int:
-        """Send a request to a device; return the attempt's number, from 1."""
+    def send(self, request: str, site: Site, *, beside: bool = False) -> int:
+        """Send a request to a device; return the attempt's number, from 1.
+
+        With `beside`, while another of its attempts is out: the first to answer wins.
+        """
         record = self.records[request]
-        if record.ending is not None or record.attempt is not None:
+        if record.ending is not None or (record.attempt is not None) != beside or record.beside:
             raise RuntimeError(f"{request} is not waiting")
         record.attempts += 1
         record.dispatched = self.now
@@ -142,16 +145,28 @@ class World:
             produced=turn.produced,
             block=max(1, known.block),
         )
-        record.attempt = Attempt(record, record.attempts, site, job)
-        self._soon(self._submit, record.attempt)
+        attempt = Attempt(record, record.attempts, site, job)
+        if beside:
+            record.beside = attempt
+        else:
+            record.attempt = attempt
+        self._soon(self._submit, attempt)
         return record.attempts
 
     def abort(self, request: str, attempt: int, failure: Failure) -> None:
         """Break off an attempt; `failed` follows. One that is over already is not touched."""
-        running = self.records[request].attempt
-        if running is not None and running.number == attempt:
+        running = self.records[request].out(attempt)
+        if running is not None:
             self._cut(running)
             self._plan(self.now, self._tell_failed, running, failure)
+
+    def cancel(self, request: str, attempt: int) -> None:
+        """Stop an attempt and tell nothing. One that is over already is not touched."""
+        record = self.records[request]
+        running = record.out(attempt)
+        if running is not None:
+            record.back(running)
+            self._cut(running)
 
     def refuse(self, request: str) -> None:
         """End a request that gets no further attempt."""
@@ -190,7 +205,8 @@ class World:
     def _end(self, record: Record, ending: Ending) -> None:
         if record.ending is not None:
             raise RuntimeError(f"{record.id} ends twice")
-        record.ending, record.ended, record.attempt = ending, self.now, None
+        record.ending, record.ended = ending, self.now
+        record.attempt = record.beside = None
         self._ended += 1
         session, number = record.arrival.session, record.arrival.number + 1
         turns = self._workload.sessions[session].turns
@@ -256,7 +272,7 @@ class World:
 
     def _tell_first(self, attempt: Attempt) -> None:
         record = attempt.record
-        if record.attempt is not attempt or not record.arrival.request.stream:
+        if record.out(attempt.number) is not attempt or not record.arrival.request.stream:
             return
         attempt.began = True
         record.first = self.now
@@ -264,17 +280,21 @@ class World:
 
     def _tell_finished(self, attempt: Attempt, done: engine.Finished) -> None:
         record = attempt.record
-        if record.attempt is not attempt:
+        if record.out(attempt.number) is not attempt:
             return
+        record.site = attempt.site.index
+        for other in (record.attempt, record.beside):
+            if other is not None and other is not attempt:
+                self._cut(other)
         self._end(record, "completed")
         result = _result(attempt, done, cached_told=self._cached_told)
         self.router.finished(record.id, attempt.number, result)
 
     def _tell_failed(self, attempt: Attempt, failure: Failure) -> None:
         record = attempt.record
-        if record.attempt is not attempt:
+        if record.out(attempt.number) is not attempt:
             return
-        record.attempt = None
+        record.back(attempt)
         if attempt.began:
             self._end(record, "failed")
         self.router.failed(record.id, attempt.number, failure, began=attempt.began)
