@@ -48,6 +48,16 @@ def test_errors_of_predictions_are_told_by_age(one: tuple[Run, Metrics]) -> None
     assert sum(error.count for error in figures.errors) == 100
 
 
+def test_rates_are_soon_known_though_lengths_are_not(one: tuple[Run, Metrics]) -> None:
+    """The rest of the error is the answers', whose lengths nobody knows."""
+    _, figures = one
+
+    for error in figures.errors[:2]:
+        assert error.hindsight is not None
+        assert error.median is not None
+        assert error.hindsight < 0.15 < error.median
+
+
 def test_a_quantile_is_interpolated() -> None:
     assert quantile([1.0, 2.0, 4.0], 0.5) == 2.0
     assert quantile([1.0, 2.0, 4.0], 0.75) == 3.0

@@ -7,15 +7,18 @@ of that model, these on all of their kind, and these on a prior, each standing i
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Final
 
 from msgspec import Struct
 
 from herd.core import priors
 from herd.core.request import Request
-from herd.core.statistics import BUCKETS, Sketch, blend, lognormal, middle
+from herd.core.statistics import BUCKETS, Sketch, lognormal, middle
 
 #: Seconds in which an answer's weight halves: habits of people and versions of tools last weeks.
 HALF_LIFE = 7 * 86400.0
@@ -33,7 +36,8 @@ SKETCHES = 2000
 BEYOND = 0.25
 #: Less of a distribution's tail than this says nothing.
 _TAIL = 0.002
-#: A client's view is renewed when the levels above it have grown by this much.
+#: A view is renewed when its sketch, or the one of all answers, has grown by this much.
+_GROWN_OWN = 1.02
 _GROWN = 1.05
 
 #: Operation; with a model; with a client.
@@ -52,23 +56,25 @@ class LengthsState(Struct, frozen=True, array_like=True):
     counts: dict[int, float]
 
 
+def _above(values: Iterable[float]) -> list[float]:
+    """Return the sums of each value and all after it, and 0 at the end."""
+    return list(accumulate(reversed(tuple(values)), initial=0.0))[::-1]
+
+
 class _View:
     """A distribution, ready to be asked."""
 
     __slots__ = ("_mass", "_tail", "above", "leaf", "prior")
 
-    def __init__(self, shares: list[float], *, prior: float, leaf: int, above: int) -> None:
+    def __init__(self, shares: Sequence[float], *, prior: float, leaf: int, above: int) -> None:
         #: How much of it is the prior's.
         self.prior = prior
         #: Versions of the sketches that it was made from.
         self.leaf = leaf
         self.above = above
         #: Share, and sum of share times tokens, of each bucket and all above it.
-        self._tail = [0.0] * (BUCKETS + 1)
-        self._mass = [0.0] * (BUCKETS + 1)
-        for place in range(BUCKETS - 1, -1, -1):
-            self._tail[place] = self._tail[place + 1] + shares[place]
-            self._mass[place] = self._mass[place + 1] + shares[place] * _MIDDLES[place]
+        self._tail = _above(shares)
+        self._mass = _above(map(operator.mul, shares, _MIDDLES))
 
     def mean(self, limit: float | None = None) -> float:
         """Mean of the answers, cut off at `limit`."""
@@ -96,8 +102,8 @@ class _View:
         return self._mass[above] / self._tail[above] - produced
 
 
-_PRIOR_SHARES: Final = tuple(lognormal(_PRIOR_MEDIAN, SPREAD))
-_PRIOR: Final = _View(list(_PRIOR_SHARES), prior=1.0, leaf=0, above=0)
+_PRIOR_SHARES: Final = lognormal(_PRIOR_MEDIAN, SPREAD)
+_PRIOR: Final = _View(_PRIOR_SHARES, prior=1.0, leaf=0, above=0)
 
 
 class AnswerLengths:
@@ -176,18 +182,22 @@ class AnswerLengths:
         if leaf is None:
             own, leaf = everybody, whole
         view = self._views.get(own)
-        if view is None or view.leaf != leaf.version or whole.version > _GROWN * view.above:
+        if (
+            view is None
+            or leaf.version > _GROWN_OWN * view.leaf
+            or whole.version > _GROWN * view.above
+        ):
             view = self._views[own] = self._make((everybody, model, own), leaf, whole)
         return view
 
     def _make(self, keys: tuple[Key, ...], leaf: Sketch, whole: Sketch) -> _View:
-        shares, prior = list(_PRIOR_SHARES), 1.0
+        shares, prior = _PRIOR_SHARES, 1.0
         for key in dict.fromkeys(keys):
             sketch = self._sketches.get(key)
             weight = sketch.weight(self._now) if sketch is not None else 0.0
             leaning = LEANING if prior < 1.0 else LEANING_PRIOR
             if sketch is not None and weight > 0.0:
-                shares = blend(((weight, sketch.shares()), (leaning, shares)))
+                shares = sketch.blend(shares, weight / (leaning + weight))
                 prior *= leaning / (leaning + weight)
         return _View(shares, prior=prior, leaf=leaf.version, above=whole.version)
 

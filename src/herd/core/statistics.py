@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -297,11 +297,14 @@ class Sketch:
         """Values in it, each counted as much as is left of it now."""
         return self.total * math.exp2(max(-1000.0, (self._landmark - now) / self._half_life))
 
-    def shares(self) -> list[float]:
-        """Return the share of each bucket; all 0 if nothing was added."""
-        found = [0.0] * BUCKETS
-        for place, mass in self.counts.items():
-            found[place] = mass / self.total
+    def blend(self, others: Sequence[float], share: float) -> list[float]:
+        """Return the buckets' shares where it has this part of all and `others` have the rest."""
+        rest = 1.0 - share
+        found = [other * rest for other in others]
+        if self.total > 0.0:
+            part = share / self.total
+            for place, mass in self.counts.items():
+                found[place] += part * mass
         return found
 
     def state(self) -> tuple[float, int, dict[int, float]]:
@@ -338,13 +341,3 @@ def lognormal(median: float, spread: float) -> list[float]:
     edges = [(place + 0.5) * _LOG_RATIO for place in range(BUCKETS - 1)]
     below = [0.5 * (1.0 + math.erf((edge - center) / (spread * math.sqrt(2.0)))) for edge in edges]
     return [high - low for low, high in zip([0.0, *below], [*below, 1.0], strict=True)]
-
-
-def blend(parts: Iterable[tuple[float, list[float]]]) -> list[float]:
-    """Return the mean of buckets' shares, weighted; the weights must not all be 0."""
-    parts = list(parts)
-    whole = math.fsum(weight for weight, _ in parts)
-    return [
-        math.fsum(weight * share for (weight, _), share in zip(parts, column, strict=True)) / whole
-        for column in zip(*(shares for _, shares in parts), strict=True)
-    ]

@@ -137,7 +137,8 @@ def encode(outcome: Outcome) -> str | bytes:
     (or stands in a text, which then costs nothing but the legibility).
     """
     request = outcome.request
-    absent = (request.max_tokens, request.context, request.patience).count(None)
+    limits = (request.max_tokens, request.context, request.patience, request.deadline)
+    absent = limits.count(None)
     data = _json.encode(outcome)
     if data.count(b"null") > absent:
         return _msgpack.encode(outcome)
