@@ -16,7 +16,7 @@ def test_help_names_the_commands() -> None:
     done = CliRunner().invoke(app, ["--help"])
 
     assert done.exit_code == 0
-    assert all(name in done.output for name in ("simulate", "why", "--port"))
+    assert all(name in done.output for name in ("simulate", "replay", "why", "--port"))
 
 
 def test_without_a_command_it_starts_the_router(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from herd.cli.options import DataDir, LogLevel, Verbose, Version
+from herd.cli.replay import replay
 from herd.cli.simulate import simulate
 from herd.cli.why import why
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 app.command()(why)
 app.command()(simulate)
+app.command()(replay)
 
 
 def main() -> None:
