@@ -44,9 +44,37 @@ _CLAIRVOYANT_SEEDS = {"two-hundred": 0, "twenty": 5}
 #: Steps of the bound's search on the largest fleet; elsewhere as many as usual.
 _BOUND_STEPS = {"two-hundred": 5}
 _QUICK_REQUESTS = 120
-#: Modules of the simulator that no figure depends on.
-_SHOWING = frozenset(
-    {"compare", "figures", "live", "page", "plots", "server", "svg", "tables", "whatif", "replay"}
+#: Modules of the simulator that no figure depends on: what shows results, replays, and engines
+#: over HTTP.
+_ASIDE = frozenset(
+    [
+        "__main__",
+        "answering",
+        "anthropic",
+        "ask",
+        "callers",
+        "catalogue",
+        "faults",
+        "figures",
+        "gowords",
+        "live",
+        "measured",
+        "ollama",
+        "openai",
+        "page",
+        "plots",
+        "recorded",
+        "replay",
+        "retraced",
+        "routes_ollama",
+        "routes_vllm",
+        "server",
+        "svg",
+        "tables",
+        "text",
+        "vllm",
+        "whatif",
+    ]
 )
 _TELL_EVERY = 20.0
 
@@ -168,7 +196,7 @@ def _kept(task: Task) -> dict[str, Kept]:
 def fingerprint(policy: str) -> str:
     """Return a hash of the code that a policy's figures depend on."""
     folder = Path(herd.__file__).parent
-    files = [path for path in (folder / "sim").glob("*.py") if path.stem not in _SHOWING]
+    files = [path for path in (folder / "sim").glob("*.py") if path.stem not in _ASIDE]
     if policy in {HERD, BOUND}:
         files += (folder / "core").glob("*.py")
     digest = hashlib.sha256()

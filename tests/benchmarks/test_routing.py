@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -84,6 +86,24 @@ def test_half_a_file_is_no_result(cache: Path) -> None:
     assert {name: each.mean for name, each in again.items()} == {
         name: each.mean for name, each in first.items()
     }
+
+
+def test_what_is_left_out_of_the_fingerprint_is_not_used_by_a_run() -> None:
+    code = (
+        "import sys, benchmarks.routing\n"
+        "print(' '.join(n.rpartition('.')[2] for n in sys.modules if n.startswith('herd.sim.')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=routing.ROOT,
+        timeout=60,
+    )
+
+    assert "world" in done.stdout.split()
+    assert routing._ASIDE.isdisjoint(done.stdout.split())
 
 
 def test_the_scheduler_changes_herds_fingerprint_alone() -> None:
