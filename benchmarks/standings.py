@@ -88,7 +88,7 @@ class Place(Struct, frozen=True, kw_only=True):
     rival: str
     ratio: Interval
     #: Online policies that are sooner than Herd beyond doubt: all of the interval is below 1.
-    sooner: tuple[str, ...]
+    sooner: dict[str, Interval]
 
     @property
     def holds(self) -> bool:
@@ -167,7 +167,7 @@ def _place(key: Key, cell: dict[str, dict[int, Figures]], measure: Measure) -> P
         herd=_average(_value(each, measure) for each in herd.values()),
         rival=rival,
         ratio=others[rival],
-        sooner=tuple(sorted(name for name, ratio in others.items() if ratio.high < _SURE)),
+        sooner={name: others[name] for name in sorted(others) if others[name].high < _SURE},
     )
 
 
@@ -337,10 +337,8 @@ def _failures(found: Report) -> str:
     for place in failing:
         tail = "completion" if place.key.work == "batch" else "the first token"
         what = "mean completion" if place.measure == "mean" else f"p95 of {tail}"
-        lines.append(
-            f"- {_TITLES[place.key.fleet]}, {place.key.work}, {what}: sooner are "
-            f"{', '.join(place.sooner)}; the best of them needs {_interval(place.ratio)} of Herd's."
-        )
+        which = ", ".join(f"{name} {_interval(each)}" for name, each in place.sooner.items())
+        lines.append(f"- {_TITLES[place.key.fleet]}, {place.key.work}, {what}: {which} of Herd's.")
     return "\n".join(lines)
 
 
@@ -429,7 +427,7 @@ def _average(values: Iterable[float]) -> float:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.3g} s"
+    return f"{value:,.0f} s" if value >= 100.0 else f"{value:.3g} s"  # noqa: PLR2004 - digits
 
 
 def _interval(value: Interval) -> str:

@@ -44,9 +44,10 @@ def test_a_policy_is_sooner_only_beyond_doubt() -> None:
     mean, _ = standings.places(runs)
 
     assert mean.rival == "maybe"
-    assert mean.sooner == ("surely",)
+    assert list(mean.sooner) == ["surely"]
     assert not mean.holds
-    assert "surely" in standings.tables(standings.report(runs))
+    # Told is the ratio of the one that is sooner, not that of the rival.
+    assert "surely 0.90 (0.90 to 0.90) of Herd's" in standings.tables(standings.report(runs))
     del runs[CHAT]["surely"]
     assert standings.places(runs)[0].holds
 
