@@ -2,7 +2,7 @@
 .POSIX:
 .SUFFIXES:
 .NOTPARALLEL:
-.PHONY: help demo test lint types unit serial bench bench-agreement engines system clean
+.PHONY: help demo test lint types unit serial bench bench-agreement bench-routing engines system clean
 
 # The newest Python that really runs: a version manager's shims exist for versions that it has not.
 # Choose another by `make PYTHON=python3.12 ...`.
@@ -24,6 +24,7 @@ help:
 	@echo 'make unit     tests without real engines, network namespaces and browser'
 	@echo 'make bench    what the router costs'
 	@echo 'make bench-agreement  whether the simulator tells what the real router does (20 minutes)'
+	@echo 'make bench-routing   what routing is worth: Herd beside eleven policies, simulated'
 	@echo 'make engines  install the real engines that the demo and the tests use'
 	@echo 'make clean    remove what the above have made in this folder'
 
@@ -51,6 +52,9 @@ bench: $(READY)
 
 bench-agreement: $(READY)
 	$(RUN) -m benchmarks.agreement
+
+bench-routing: $(READY)
+	$(RUN) -m benchmarks.routing
 
 engines: $(READY)
 	@$(RUN) -m devtools.engines llama-server || echo 'What needs llama-server will be skipped.'

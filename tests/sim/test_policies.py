@@ -30,6 +30,22 @@ def mean(done: Run) -> float:
     return statistics.fmean(record.completion for record in done.records)
 
 
+def test_all_policies_to_compare_with_are_there() -> None:
+    assert set(POLICIES) >= {
+        "herd",
+        "random",
+        "round-robin",
+        "least-connections",
+        "weighted-connections",
+        "warm-first",
+        "shortest-delay",
+        "prefix-affinity",
+        "two-choices",
+        "sum-of-points",
+        "clairvoyant",
+    }
+
+
 def test_round_robin_is_even_for_each_model() -> None:
     done = run(FIVE, CHAT, POLICIES["round-robin"](1))
     counts = [

@@ -9,11 +9,12 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from herd.sim.compare import BOUND, Setting, compare, scenario, table
+from herd.sim.compare import BOUND, Setting, compare, scenario
 from herd.sim.fleets import fleet
 from herd.sim.herd_router import HerdRouter
 from herd.sim.records import Run
 from herd.sim.results import Metrics, bootstrap, bootstrap_ratio, metrics, quantile
+from herd.sim.tables import table
 from herd.sim.workloads import generate
 from herd.sim.world import run
 

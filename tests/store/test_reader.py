@@ -50,6 +50,17 @@ def test_get_of_an_unknown_request_is_none(reader: Reader) -> None:
     assert reader.get("r1") is None
 
 
+def test_since_returns_what_ended_from_then_on_as_it_arrived(
+    reader: Reader, keep: Keep, make: Make
+) -> None:
+    made = [make(1), make(2, ending="failed"), make(3)]
+    keep(*reversed(made))
+
+    assert reader.since(made[0].ended) == made
+    assert reader.since(made[1].ended) == made[1:]
+    assert reader.since(made[2].ended + 1.0) == []
+
+
 def test_recent_is_newest_first_and_has_every_column(
     reader: Reader, keep: Keep, make: Make
 ) -> None:

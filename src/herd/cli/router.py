@@ -1,4 +1,4 @@
-"""`herd`: start the router."""
+"""`herd`: start the router; and the commands that go with it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from typing import Annotated
 import typer
 
 from herd.cli.options import DataDir, LogLevel, Verbose, Version
+from herd.cli.replay import replay
+from herd.cli.simulate import simulate
+from herd.cli.why import why
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+app.command()(why)
+app.command()(simulate)
+app.command()(replay)
 
 
 def main() -> None:
@@ -18,8 +24,9 @@ def main() -> None:
     app(prog_name="herd")
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def router(
+    context: typer.Context,
     *,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on. All interfaces if not given.")
@@ -55,7 +62,11 @@ def router(
 
     Clients of the OpenAI, Ollama and Anthropic APIs point here and are answered by the machine
     that will be done first. Ctrl-C lets running requests end; a second Ctrl-C does not.
+
+    Without a command, this starts the router.
     """
+    if context.invoked_subcommand is not None:
+        return
     # What is imported here takes longer than showing the help or the version.
     from herd import __version__  # noqa: PLC0415 - see above
 

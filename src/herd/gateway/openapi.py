@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from herd import __version__
+from herd.core.explain import Explanation
 from herd.core.request import Outcome
 from herd.core.view import FleetView, OpenRequest
 from herd.store.outcomes import Summary
@@ -25,6 +26,8 @@ class RequestDetail(Struct, frozen=True):
 
     open: OpenRequest | None
     outcome: Outcome | None
+    #: The same in sentences; None while it waits for its first decision.
+    explanation: Explanation | None
 
 
 class EngineEntry(Struct, frozen=True, kw_only=True):
@@ -144,7 +147,7 @@ def _paths() -> dict[str, Any]:
         },
         "/herd/v1/requests/{id}": {
             "get": _operation(
-                "One request with its decision, signals and story",
+                "One request with its decision, signals and story, in numbers and in sentences",
                 "RequestDetail",
                 parameters=[_path("id")],
                 errors=(404,),

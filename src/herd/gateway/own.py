@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from herd import __version__
+from herd.core import explain
 from herd.core.events import NodeGone
 from herd.core.request import Ending, Outcome
 from herd.core.view import OpenRequest, view
@@ -91,11 +92,17 @@ class OwnApi:
         if outcome is None:
             task = self._driver.scheduler.tasks.get(name)
             if task is not None:
-                return _json(RequestDetail(_open(name, self._driver), None))
+                made = task.decision
+                why = explain.decision(task.request, made, self._names()) if made else None
+                return _json(RequestDetail(_open(name, self._driver), None, why))
             outcome = await asyncio.to_thread(self._store.reader.get, name)
         if outcome is None:
             return _no_such(f"there is no request {name!r}")
-        return _json(RequestDetail(None, outcome))
+        return _json(RequestDetail(None, outcome, explain.outcome(outcome, self._names())))
+
+    def _names(self) -> dict[str, str]:
+        nodes = self._driver.scheduler.nodes
+        return {node: state.report.name for node, state in nodes.items()}
 
     async def _list_engines(self, _: web.Request) -> web.Response:
         entries = [_entry(declared) for declared in self._engines.all()]

@@ -158,6 +158,10 @@ class BatchingEngine(Engine):
             ),
         )
 
+    def holds(self, model: str) -> bool:
+        """Whether it is the one model that is always there."""
+        return model == self.model.name
+
     def shared(self, model: str, prompt: tuple[int, ...], block: int = 1) -> int:
         """Return how many leading blocks of a prompt are in the pool."""
         if model != self.model.name:

@@ -46,6 +46,10 @@ class Engine(ABC):
         """Drop a job and free its place at once; False if it is not (or no longer) here."""
 
     @abstractmethod
+    def holds(self, model: str) -> bool:
+        """Whether a model is in memory or on its way there."""
+
+    @abstractmethod
     def unload(self, model: str, now: float) -> bool:
         """Let a model leave memory as soon as it is idle; False if that cannot be."""
 

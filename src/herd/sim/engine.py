@@ -146,6 +146,10 @@ class EmulatedEngine(Engine):
             for replica in self._memory
         )
 
+    def holds(self, model: str) -> bool:
+        """Whether a model is in memory or on its way there."""
+        return self._memory.get(model) is not None
+
     def shared(self, model: str, prompt: tuple[int, ...], block: int = 1) -> int:  # noqa: ARG002 - as every engine
         """Return how many leading blocks of a prompt a free slot of the model has in its cache."""
         replica = self._memory.get(model)

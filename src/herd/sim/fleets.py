@@ -14,7 +14,7 @@ _SMALL = ("nomic-embed-text:latest", "llama3.2:3b", "qwen2.5-coder:7b", "llama3.
 _MIDDLE = (*_SMALL, "gemma3:12b", "qwen3:30b-a3b")
 _LARGE = (*_MIDDLE, "qwen2.5:32b", "llama3.3:70b")
 #: What lies on a device of each kind, as far as it fits.
-_USUAL: dict[str, tuple[str, ...]] = {
+USUAL: dict[str, tuple[str, ...]] = {
     "mac-studio-m2-ultra": _LARGE,
     "macbook-pro-m3-max": (*_MIDDLE, "qwen2.5:32b"),
     "mac-mini-m2-pro": _MIDDLE,
@@ -98,7 +98,8 @@ class Fleet(Struct, frozen=True):
 
     def with_device(self, kind: str, models: tuple[str, ...] = (), *, seed: int = 0) -> Fleet:
         """Return the fleet with one more device of that kind: what if its owner bought it?"""
-        device = _device(f"{kind}-new", kind, models or _USUAL[kind], seed)
+        number = sum(device.name.startswith(f"{kind}-new-") for device in self.devices) + 1
+        device = make_device(f"{kind}-new-{number}", kind, models or USUAL[kind], seed)
         return Fleet(f"{self.name}+{kind}", (*self.devices, device))
 
 
@@ -111,8 +112,8 @@ def fleet(name: str, seed: int = 0) -> Fleet:
         for number in range(1, count + 1):
             device = f"{kind}-{number}"
             # The first of its kind has everything, so that no model is missing everywhere.
-            models = _some(_USUAL[kind], f"{seed}/{device}") if large and number > 1 else ()
-            devices.append(_device(device, kind, models or _USUAL[kind], seed))
+            models = _some(USUAL[kind], f"{seed}/{device}") if large and number > 1 else ()
+            devices.append(make_device(device, kind, models or USUAL[kind], seed))
     return Fleet(name, tuple(devices))
 
 
@@ -130,7 +131,8 @@ def describe(device: Device) -> str:
     return f"{device.name}: {shown.gpu or shown.chip}, {models}"
 
 
-def _device(name: str, kind: str, models: tuple[str, ...], seed: int) -> Device:
+def make_device(name: str, kind: str, models: tuple[str, ...], seed: int) -> Device:
+    """Make a device of a kind; of the models it gets those that fit."""
     known = KINDS[kind]
     chosen: tuple[Model, ...] = tuple(
         MODELS[model] for model in models if fits(known, MODELS[model])

@@ -41,6 +41,9 @@ class SumOfPoints(PushRouter):
     def __init__(self, seed: int = 0) -> None:
         super().__init__(seed)
         self._reports: dict[int, NodeReport] = {}
+        #: Of the last report: bytes in use, and the models in memory.
+        self._used: dict[int, int] = {}
+        self._loaded: dict[int, frozenset[str]] = {}
         #: When a model was last seen in memory, by device.
         self._seen: dict[tuple[int, str], float] = {}
         self._latency: dict[tuple[int, str], float] = {}
@@ -50,6 +53,11 @@ class SumOfPoints(PushRouter):
     def reported(self, site: Site, report: NodeReport) -> None:
         """Keep what it says until it says something else."""
         self._reports[site.index] = report
+        replicas = [replica for engine in report.engines for replica in engine.replicas]
+        self._used[site.index] = sum(replica.memory_bytes for replica in replicas)
+        self._loaded[site.index] = frozenset(
+            replica.model for replica in replicas if replica.residency == "resident"
+        )
         self._look(site)
 
     def heard(self, site: Site, load: Load) -> None:  # noqa: ARG002 - a router's method
@@ -78,10 +86,8 @@ class SumOfPoints(PushRouter):
         self._latency[key] = 0.8 * self._latency.get(key, took) + 0.2 * took
 
     def _look(self, site: Site) -> None:
-        for engine in self._reports[site.index].engines:
-            for replica in engine.replicas:
-                if replica.residency == "resident":
-                    self._seen[site.index, replica.model] = self.world.now
+        for model in self._loaded[site.index]:
+            self._seen[site.index, model] = self.world.now
 
     def _points(self, arrival: Arrival, site: Site, best: float) -> float:
         model = arrival.request.model
@@ -103,12 +109,9 @@ class SumOfPoints(PushRouter):
 
     def _memory(self, site: Site, model: str) -> tuple[float, float]:
         """Points for where the model is, and free memory over what it needs, at most 1."""
-        (engine,) = self._reports[site.index].engines
-        used = sum(replica.memory_bytes for replica in engine.replicas)
-        for replica in engine.replicas:
-            if replica.model == model and replica.residency == "resident":
-                return LOADED, 1.0
-        free = max(0.0, site.device.spec.memory_bytes - used)
+        if model in self._loaded[site.index]:
+            return LOADED, 1.0
+        free = max(0.0, site.device.spec.memory_bytes - self._used[site.index])
         headroom = min(1.0, free / (2.0 * model_at(site, model).weight_bytes))
         seen = self._seen.get((site.index, model))
         recent = seen is not None and self.world.now - seen <= RECENTLY

@@ -125,15 +125,15 @@ class PushRouter:
 
 def model_at(site: Site, name: str) -> ModelSpec:
     """Return the model as it is on the device; raises LookupError if it is not."""
-    model = site.device.model(name)
-    if model is None:
-        raise LookupError(f"{site.name} has no {name}")
-    return model
+    try:
+        return site.models[name]
+    except KeyError:
+        raise LookupError(f"{site.name} has no {name}") from None
 
 
 def warm(site: Site, model: str) -> bool:
     """Whether the model is in the device's memory, or on its way there."""
-    return any(each.model == model for each in site.engine.residents())
+    return site.engine.holds(model)
 
 
 def load_time(site: Site, model: str) -> float:

@@ -100,6 +100,8 @@ class Site:
     def __init__(self, index: int, device: Device) -> None:
         self.index = index
         self.device = device
+        #: What is true of its models, by name.
+        self.models = {model.name: model for model in device.spec.models}
         self.engine: Engine = emulate(device.spec, resident=device.resident)
         self.present = True
         #: Attempts by the id of their job.

@@ -53,6 +53,9 @@ class Metrics(Struct, frozen=True, kw_only=True):
     shares: dict[str, float]
     end: float
     errors: tuple[ErrorAt, ...] = ()
+    #: Completion, and time to the first frame, at 0 to 100 % of the requests, in steps of 1 %.
+    curve: tuple[float, ...] = ()
+    first_curve: tuple[float, ...] = ()
 
 
 class Interval(Struct, frozen=True):
@@ -95,6 +98,8 @@ def metrics(run: Run, outcomes: Iterable[Outcome] = ()) -> Metrics:
         },
         end=run.end,
         errors=prediction_errors(outcomes),
+        curve=_curve(times),
+        first_curve=_curve(firsts),
     )
 
 
@@ -123,6 +128,10 @@ def prediction_errors(outcomes: Iterable[Outcome]) -> tuple[ErrorAt, ...]:
         )
         for (first, last), errors in zip(AGES, found, strict=True)
     )
+
+
+def _curve(ordered: Sequence[float]) -> tuple[float, ...]:
+    return tuple(quantile(ordered, step / 100.0) for step in range(101)) if ordered else ()
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:

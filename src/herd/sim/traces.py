@@ -119,7 +119,7 @@ _READERS = {"azure": read_azure, "mooncake": read_mooncake, "burstgpt": read_bur
 
 
 def read(name: TraceName, lines: Iterable[str]) -> list[Row]:
-    """Read a trace of that kind."""
+    """Read a trace of that kind; raises ValueError, which msgspec's DecodeError is too."""
     return _READERS[name](lines)
 
 
@@ -159,6 +159,8 @@ class _Writer:
         self._draw = draw
         self._scale = scale
         self._models = {m: share for m, share in _MODELS.items() if m in fleet.models}
+        if not self._models:
+            raise ValueError(f"the fleet has none of the models asked for: {', '.join(_MODELS)}")
         self._known = frozenset(fleet.models)
         self._talks: dict[int, str] = {}
         self._seen: set[int] = set()

@@ -156,6 +156,8 @@ class _Writer:
     def _by_share(self, models: dict[str, float], place: float) -> str:
         """Return the model at a place (0 to 1) among those that the fleet has."""
         here = {name: share for name, share in models.items() if name in self.models}
+        if not here:
+            raise ValueError(f"the fleet has none of the models asked for: {', '.join(models)}")
         left = place * sum(here.values())
         for name, share in here.items():
             left -= share

@@ -24,6 +24,7 @@ _IDLE_CONNECTIONS = 4
 
 _COLUMNS = ", ".join(outcomes.SUMMARY_COLUMNS)
 _GET = "SELECT record FROM outcomes WHERE id = ?"
+_SINCE = "SELECT record FROM outcomes WHERE ended >= ? ORDER BY arrived, seq"
 _COUNTS = "SELECT ending, count(*) FROM outcomes WHERE ended >= ? GROUP BY ending"
 # total() rather than sum(): it does not fail where an engine claimed an absurd count.
 _TOTALS = """
@@ -77,6 +78,10 @@ class Reader:
         """Return the outcome of a request; None if it has none or it is no longer kept."""
         rows = self._ask(_GET, (request_id,))
         return outcomes.decode(rows[0][0]) if rows else None
+
+    def since(self, time: float) -> list[Outcome]:
+        """Return all outcomes that ended from a time on, in the order of their arrival."""
+        return [outcomes.decode(row[0]) for row in self._ask(_SINCE, (time,))]
 
     def recent(
         self,
