@@ -169,7 +169,7 @@ def _candidates(
         )
         for each in ordered[:limit]
     )
-    return shown, len(ordered) - len(shown)
+    return shown, len(ordered) - len(shown) + made.more
 
 
 def _choice(made: Decision, names: Mapping[str, str]) -> str:
