@@ -29,6 +29,9 @@ LEAST = 2048
 HEADROOM = 1.5
 QUANTILE = 0.99
 MEDIAN = 0.5
+#: A prompt is refused for its length only if by this quantile of what the estimate was off it is
+#: still too long: whom that excludes, it excludes for good.
+RARELY = 0.05
 #: Requests of a model before which nothing is planned: its engines load with their own default.
 ENOUGH = 20.0
 #: Answers that are counted on for a request: nine of ten are shorter.
@@ -37,12 +40,16 @@ ANSWER_QUANTILE = 0.9
 #: a plan shrinks.
 MEMORY = 3.0 * 86400.0
 SHRINK_AFTER = 86400.0
-#: Seconds for which requests that carry no context hold the plan to the engine's default.
-UNCARRIED = 86400.0
+#: Share of a model's requests that carry no context from which the plan is the engine's default,
+#: even if it does not suffice for others; and the weight of one request in that share. With fewer
+#: of them it is the default only if that suffices, as long as there are any.
+UNCARRIED = 0.5
+UNCARRIED_FEW = 0.01
+UNCARRIED_WEIGHT = 0.02
 #: How far a prompt's tokens, counted by the engine, may be from the estimate: a factor either way.
 RATIO_MOST = 2.0
-#: The estimate is taken to be too low by this until the engines have shown how far it is off.
-RATIO_UNKNOWN = 1.1
+#: The estimate is taken to be this far off, either way, until the engines have shown how far it is.
+RATIO_UNKNOWN = 1.2
 #: Buckets of the sketch: each a fourth of a doubling, from one token to 2 ** 24.
 STEPS = 4
 BUCKETS = 24 * STEPS
@@ -125,19 +132,21 @@ class ContextPlan:
         #: Thousandths of the estimate that prompts had by the engine's count.
         self._ratios: dict[str, Sketch] = {}
         self._planned: dict[ReplicaKey, _Planned] = {}
-        #: When a request last came that could not carry a context, by model.
+        #: Share of requests that could not carry a context, by model.
         self._uncarried: dict[str, float] = {}
         #: What the engine loads with if nobody says, by node and engine.
         self._defaults: dict[tuple[str, str], int] = {}
         #: Replicas whose last request named no context.
         self._unnamed: set[ReplicaKey] = set()
+        #: What is being loaded, until a report shows it: reports are seconds old.
+        self._coming: dict[ReplicaKey, int] = {}
 
     # What happens
 
-    def arrived(self, request: Request, now: float, *, carries: bool) -> None:
+    def arrived(self, request: Request, *, carries: bool) -> None:
         """Note a request; `carries` tells whether its endpoint can name a context."""
-        if not carries:
-            self._uncarried[request.model] = now
+        share = self._uncarried.get(request.model, float(not carries))
+        self._uncarried[request.model] = share + (float(not carries) - share) * UNCARRIED_WEIGHT
 
     def finished(self, request: Request, prompt: int, answer: int, now: float) -> None:
         """Learn from a completed request: tokens by the engine's own count."""
@@ -148,16 +157,23 @@ class ContextPlan:
             ratio = 1000.0 * prompt / request.prompt_tokens
             self._ratios.setdefault(model, Sketch()).add(ratio, now)
 
-    def dispatched(self, key: ReplicaKey, context: int | None) -> None:
-        """Note what an attempt names to the engine."""
+    def dispatched(self, replica: ReplicaState, context: int | None) -> None:
+        """Note what an attempt, or a load that was ordered, names to the engine."""
+        key = replica.key
+        loaded = self.loaded(replica)
         if context is None:
             self._unnamed.add(key)
+            context = self.default(key) or loaded
         else:
             self._unnamed.discard(key)
+        if context and context != loaded:
+            self._coming[key] = context
 
     def reported(self, replica: ReplicaState) -> None:
         """Look at what is loaded: a load for which nobody named a context shows the default."""
         spec = replica.spec
+        if not replica.occupied or spec.loaded_context == self._coming.get(replica.key):
+            self._coming.pop(replica.key, None)
         if not spec.loaded_context or not replica.resident or replica.key not in self._unnamed:
             return
         if spec.loaded_context < (spec.context_length or spec.loaded_context + 1):
@@ -166,9 +182,17 @@ class ContextPlan:
     def forget(self, key: ReplicaKey) -> None:
         """Drop what is kept of a replica that is gone."""
         self._planned.pop(key, None)
+        self._coming.pop(key, None)
         self._unnamed.discard(key)
 
     # What follows
+
+    def loaded(self, replica: ReplicaState) -> int:
+        """Tokens of context that it is loaded with, or about to be; 0 if it is not, or unknown."""
+        coming = self._coming.get(replica.key)
+        if coming is not None and replica.occupied:
+            return coming
+        return replica.spec.loaded_context if replica.resident else 0
 
     def need(self, request: Request) -> int:
         """Tokens that a request is expected to need: its prompt and what is likely to follow."""
@@ -187,7 +211,7 @@ class ContextPlan:
 
     def planned(self, replica: ReplicaState, now: float) -> int:
         """Tokens of context to load the model with on this device; 0 for the engine's default."""
-        wanted = self._wanted(replica, now)
+        wanted = self._wanted(replica)
         plan = self._planned.get(replica.key)
         if plan is None:
             if not wanted:
@@ -208,11 +232,11 @@ class ContextPlan:
         if replica.engine.kind != "ollama":
             return _fixed_fit(request, replica.spec)
         need = self.need(request)
-        loaded = replica.spec.loaded_context if replica.resident else 0
+        loaded = self.loaded(replica)
         if not carries:
             return self._uncarried_fit(request, replica, need, loaded)
         limit = self.affordable(replica)
-        if limit and self._prompt(request, MEDIAN) >= limit:
+        if limit and self._prompt(request, RARELY) >= limit:
             return Fit("short", None, need, limit)
         if loaded >= need > 0:
             return Fit("fits", loaded, need, limit)
@@ -250,11 +274,9 @@ class ContextPlan:
 
         A prompt that would be cut by it is not for this replica.
         """
-        default = self.default(replica.key)
-        limit = default or loaded or 0
-        most = replica.spec.context_length
-        limit = min(limit, most) if limit and most else limit or most
-        if limit and self._prompt(request, MEDIAN) >= limit:
+        default, most = self.default(replica.key), replica.spec.context_length
+        limit = min(default, most) if default and most else default or most
+        if limit and self._prompt(request, RARELY) >= limit:
             return Fit("short", None, need, limit)
         if not loaded:
             return Fit("loads", None, need, limit)
@@ -272,16 +294,15 @@ class ContextPlan:
         asked = request.context or 0
         return max(bucket(need), planned, asked if not planned else 0)
 
-    def _wanted(self, replica: ReplicaState, now: float) -> int:
+    def _wanted(self, replica: ReplicaState) -> int:
         """What the plan would be if it were made now; 0 while too little is known."""
-        model = replica.key.model
-        needs = self._needs.get(model)
+        needs = self._needs.get(replica.key.model)
         if needs is None or needs.total < ENOUGH:
             return 0
         context = bucket(HEADROOM * needs.quantile(QUANTILE))
-        default = self.default(replica.key)
-        recent = now - self._uncarried.get(model, -math.inf) < UNCARRIED
-        if recent and default is not None and context <= default:
+        uncarried = self._uncarried.get(replica.key.model, 0.0)
+        default = self.default(replica.key) or 0
+        if uncarried >= UNCARRIED or (uncarried >= UNCARRIED_FEW and context <= default):
             context = default
         limit = self.affordable(replica)
         return min(context, limit) if limit else context
@@ -290,11 +311,11 @@ class ContextPlan:
         """Tokens of the prompt by the engine's count, as far as this share of prompts shows."""
         ratios = self._ratios.get(request.model)
         if ratios is None:
-            return request.prompt_tokens * (RATIO_UNKNOWN if share > MEDIAN else 1.0)
-        ratio = ratios.quantile(share) / 1000.0
-        if share <= MEDIAN:
-            # The lower end of its bucket: whom this excludes, it excludes for good.
-            ratio /= 2.0 ** (1.0 / STEPS)
+            ratio = RATIO_UNKNOWN if share > MEDIAN else 1.0 / RATIO_UNKNOWN
+        else:
+            # A quantile is the upper end of its bucket.
+            width = 1.0 if share > MEDIAN else 2.0 ** (1.0 / STEPS)
+            ratio = ratios.quantile(share) / 1000.0 / width
         factor: float = min(RATIO_MOST, max(1.0 / RATIO_MOST, ratio))
         return request.prompt_tokens * factor
 

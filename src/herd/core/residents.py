@@ -49,6 +49,7 @@ STAYS = (4.0 * 3600.0, 3600.0, 1800.0)
 FOREVER = -1.0
 #: Time constant of how busy a device is, in seconds.
 BUSY = 600.0
+BUSY_MOST = 0.9
 #: Alternatives that are looked at for a model's requests; a ninth would hardly ever be used.
 ALTERNATIVES = 8
 GB = 1e9
@@ -134,6 +135,8 @@ class Residents:
         #: those saved by its model's next request alone.
         self._values: dict[ReplicaKey, float] = {}
         self._firsts: dict[ReplicaKey, float] = {}
+        #: Seconds that evicting it for a request costs: it may be loaded again, once.
+        self._reloads: dict[ReplicaKey, float] = {}
         self._needs: dict[ReplicaKey, float] = {}
         self._busy: dict[str, _Busy] = {}
         #: Nothing is ordered for a device before this time.
@@ -198,8 +201,12 @@ class Residents:
         return None
 
     def cost(self, victims: Iterable[ReplicaKey]) -> float:
-        """Seconds that evicting these is expected to cost: what their being there would save."""
-        return sum(self.value(key) for key in victims)
+        """Seconds that evicting these for a request is expected to cost.
+
+        What their being there would save, at most their load times the chance that somebody asks
+        for them: from then on they may be there again.
+        """
+        return sum(self._reloads.get(key, 0.0) for key in victims)
 
     def victims(self, held: Iterable[Held], short: float) -> list[ReplicaKey] | None:
         """Choose what leaves memory for a load that needs `short` more bytes, least loss first.
@@ -241,7 +248,7 @@ class Residents:
                 else:
                     self._since.setdefault(item.key, now)
         here = {device.node for device in devices}
-        for table in (self._since, self._values, self._firsts, self._needs):
+        for table in (self._since, self._values, self._firsts, self._reloads, self._needs):
             for key in [key for key in table if key not in known]:
                 del table[key]
         for node in [node for node in self._busy if node not in here]:
@@ -285,7 +292,9 @@ class Residents:
             for busy, item in there:
                 first = self._saved(ways, item, busy)
                 self._firsts[item.key] = first
-                self._values[item.key] = _worth(ways, item, first, requests, chance)
+                worth = _worth(ways, item, first, requests, chance)
+                self._values[item.key] = worth
+                self._reloads[item.key] = min(worth, chance * item.load)
 
     @staticmethod
     def _saved(ways: list[tuple[float, float, ReplicaKey]], item: Item, busy: float) -> float:
@@ -350,7 +359,7 @@ class Residents:
         out = self.victims(able, short)
         if out is None:
             return None
-        cost = MARGIN_LOAD * item.load + MARGIN_EVICT * self.cost(out)
+        cost = MARGIN_LOAD * item.load + MARGIN_EVICT * sum(map(self.value, out))
         return out if value >= cost else None
 
     def _may_leave(self, item: Item, now: float, *, pinned: bool) -> bool:
@@ -381,15 +390,20 @@ def _cost(item: Item, *, warm: bool) -> float:
 def _expected_cost(ways: list[tuple[float, float]]) -> float:
     """Seconds of a request that takes the first of its ways that is free, the shortest first.
 
-    Each way is its seconds and the share of time for which it is taken. If all are, the request
-    waits for the shortest, about as long as that takes.
+    Each way is its seconds and the share of time for which it is taken. Rather than take a way
+    that is much longer it waits for the shortest: in a queue with random arrivals (M/M/1) for
+    `cost / (1 - busy)` seconds, given that it is taken.
     """
     ways.sort()
+    best, taken = ways[0]
+    waiting = best + best / (1.0 - min(BUSY_MOST, taken))
     total, left = 0.0, 1.0
     for cost, busy in ways[:ALTERNATIVES]:
+        if cost >= waiting:
+            break
         total += left * (1.0 - busy) * cost
         left *= busy
-    return total + left * 2.0 * ways[0][0]
+    return total + left * waiting
 
 
 def _worth(

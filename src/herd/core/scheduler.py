@@ -20,9 +20,23 @@ from typing import Any
 from msgspec import Struct, structs
 
 from herd.core import events as ev
-from herd.core import refusals, signals
-from herd.core.actions import Abort, Action, Dispatch, Hold, Record, Refuse, Release, SetTimer
+from herd.core import inventory, refusals, signals
+from herd.core.actions import (
+    Abort,
+    Action,
+    Dispatch,
+    Hold,
+    Preload,
+    Record,
+    Refuse,
+    Release,
+    SetTimer,
+    Stay,
+    Unload,
+)
+from herd.core.contexts import ContextPlan, carries
 from herd.core.decision import Estimate
+from herd.core.demand import Demand
 from herd.core.learning import AnswerLengths, SharedTable
 from herd.core.placement import Choice, Plan, expected_wait
 from herd.core.request import (
@@ -33,8 +47,12 @@ from herd.core.request import (
     Refusal,
     Result,
 )
+from herd.core.residents import Residents
 from herd.core.state import NodeState, ReplicaState, Reservation, Running, Task
 from herd.core.timers import Timers
+
+#: Seconds between two looks at what is in memory.
+PLAN_EVERY = 5.0
 
 
 class Policy(Struct, frozen=True, kw_only=True):
@@ -48,6 +66,11 @@ class Policy(Struct, frozen=True, kw_only=True):
     #: A replica that failed rests this long, twice as long after each further failure.
     rest: float = 1.0
     rest_most: float = 30.0
+    #: Load ahead what is worth it, keep it as long as that lasts, and evict the least valuable.
+    placement: bool = False
+    #: Name one context for each model and device, so that nothing is reloaded by accident.
+    contexts: bool = False
+    pins: dict[str, tuple[str, ...]] = {}
 
 
 class Scheduler:
@@ -61,6 +84,9 @@ class Scheduler:
         #: Waiting requests by model, in the order of arrival.
         self.waiting: dict[str, dict[str, Task]] = {}
         self.answers = AnswerLengths()
+        self.demand = Demand()
+        self.contexts = ContextPlan()
+        self.residents = Residents(self.demand, self.policy.pins)
         self._shared = SharedTable()
         #: Models of nodes that went away: asking for them is not a client's mistake.
         self._remembered: set[str] = set()
@@ -121,6 +147,9 @@ class Scheduler:
             self._refuse(task, refusals.queue_full(self.policy.max_waiting, wait), now, actions)
         else:
             self.waiting.setdefault(request.model, {})[request.id] = task
+            if request.model in self._homes:
+                self.demand.arrived(request.model, now)
+                self.contexts.arrived(request, carries=carries(request))
             self._place(request.model, now, actions)
 
     def _would_wait(self, task: Task, now: float) -> bool:
@@ -161,6 +190,7 @@ class Scheduler:
         )
         if result.usage.completion_tokens is not None and task.request.operation != "embedding":
             self.answers.add(task.request, result.usage.completion_tokens)
+        self._learn_needs(task, result, running.cached, now)
         self._end(task, "completed", now, actions, result=result)
         self._freed(replica.node, now, actions)
 
@@ -209,6 +239,13 @@ class Scheduler:
             self.nodes[report.node] = node
             self._timers.set(("silence", report.node), now + self.policy.silence)
         changed = node.update(report, now)
+        if joined and self.policy.placement:
+            node.residents = self.residents
+            self._timers.bring_forward(("residents", ""), now + PLAN_EVERY)
+        if self.policy.placement or self.policy.contexts:
+            node.contexts = self.contexts
+            for replica in node.replicas.values():
+                self.contexts.reported(replica)
         if changed or joined:
             self._index()
         # A report from a node that was leaving means that it has thought better of it.
@@ -299,6 +336,43 @@ class Scheduler:
                     self._refuse(task, refusals.expired(waited, wait), now, actions)
             elif kind == "place":
                 self._place(name, now, actions)
+            elif kind == "residents":
+                self._timers.set(("residents", ""), now + PLAN_EVERY)
+                self._plan_residents(now, actions)
+
+    def _plan_residents(self, now: float, actions: list[Action]) -> None:
+        devices = inventory.survey(
+            self.nodes.values(), self.demand, self.contexts, self.waiting, now
+        )
+        replicas = {key: r for node in self.nodes.values() for key, r in node.replicas.items()}
+        orders = self.residents.plan(devices, now)
+        for action in inventory.actions(orders, replicas, self.residents, self.contexts, now):
+            actions.append(action)
+            if isinstance(action, Unload):
+                replicas[action.target.replica].evicted()
+            elif isinstance(action, Preload):
+                replica = replicas[action.target.replica]
+                replica.loading_until = now + replica.learning.rates.load
+                self.contexts.dispatched(replica, action.stay.context)
+
+    def _learn_needs(self, task: Task, result: Result, cached: float, now: float) -> None:
+        usage, request = result.usage, task.request
+        prompt, answer = usage.prompt_tokens, usage.completion_tokens or 0
+        if prompt is None:
+            return
+        known = usage.cached_tokens if usage.cached_tokens is not None else cached
+        fresh = max(0.0, prompt - known)
+        self.demand.answered(request.model, fresh=fresh, answer=answer, now=now)
+        self.contexts.finished(request, prompt, answer, now)
+
+    def _stay(self, task: Task, replica: ReplicaState, now: float) -> Stay:
+        request, node = task.request, replica.node
+        context = None
+        if node.contexts is not None:
+            context = node.contexts.context_for(request, replica, now, carries=carries(request))
+            node.contexts.dispatched(replica, context)
+        keep = node.residents.keep_alive(replica.key, now) if node.residents else None
+        return Stay(context=context, keep_alive=keep)
 
     def _is_silent(self, name: str, now: float) -> bool:
         """Whether nothing was heard of the node for too long; if not, look again in time."""
@@ -374,10 +448,12 @@ class Scheduler:
         running.decoding = parts.speed * _decode_share(
             request.prompt_tokens / rates.prefill, self.answers.expect(request) / rates.decode
         )
-        running.cold = parts.residency > 0.0
-        if running.cold and replica.loading_until <= 0.0:
+        running.cold = parts.residency > 0.0 or parts.context > 0.0
+        if parts.residency > 0.0 and replica.loading_until <= 0.0:
             for other in signals.evicted_by(replica):
                 if other.key.engine == replica.key.engine:
+                    if replica.node.residents is not None and not other.running:
+                        actions.append(Unload(other.target(), "a request needs its memory"))
                     other.evicted()
             replica.loading_until = now + parts.residency
         self._dispatches += 1
@@ -396,7 +472,8 @@ class Scheduler:
             )
         )
         task.note(now, "running", f"{replica.key.node}/{replica.key.engine}: {decision.reason}")
-        actions.append(Dispatch(request.id, running.number, replica.target(), decision))
+        stay = self._stay(task, replica, now)
+        actions.append(Dispatch(request.id, running.number, replica.target(), decision, stay))
 
     def _hold(self, task: Task, choice: Choice, now: float, actions: list[Action]) -> None:
         wait = choice.hold

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, structs
 
@@ -24,6 +24,10 @@ from herd.core.request import (
     Result,
     Transition,
 )
+
+if TYPE_CHECKING:
+    from herd.core.contexts import ContextPlan
+    from herd.core.residents import Residents
 
 #: A request's state; `docs/architecture.md` has a paragraph for each.
 TaskState = Literal["waiting", "running", "streaming", "ended"]
@@ -241,12 +245,14 @@ class NodeState:
     """One node and its replicas."""
 
     __slots__ = (
+        "contexts",
         "draining",
         "heard",
         "load",
         "replicas",
         "report",
         "reserved",
+        "residents",
         "running",
         "shared",
         "table",
@@ -257,6 +263,9 @@ class NodeState:
         #: What has been learned of this device that holds for all models, and of the models.
         self.shared = Shared()
         self.table = table
+        #: The context plan and placement, as far as they are wanted.
+        self.contexts: ContextPlan | None = None
+        self.residents: Residents | None = None
         self.load: Load = report.load
         self.heard = now
         self.draining = False

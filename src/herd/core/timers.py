@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from typing import Literal
 
-TimerKind = Literal["patience", "silence", "place"]
+TimerKind = Literal["patience", "silence", "place", "residents"]
 #: What a timer is for: its kind, and the request, node or model.
 TimerName = tuple[TimerKind, str]
 

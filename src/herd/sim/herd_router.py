@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from herd.core import actions as do
 from herd.core import events as ev
-from herd.core.fleet import Load, NodeReport
+from herd.core.fleet import Load, NodeReport, ReplicaKey
 from herd.core.request import Failure, Outcome, Result
 from herd.core.scheduler import Policy, Scheduler
 from herd.sim.records import Site
@@ -69,12 +69,27 @@ class HerdRouter:
         """Pass it on."""
         self._feed(ev.TimerDue())
 
+    def load_ended(self, site: Site, model: str, error: str) -> None:
+        """Pass it on."""
+        replica = ReplicaKey(site.name, site.device.engine, model)
+        self._feed(ev.PreloadEnded(replica, error))
+
     def _feed(self, event: ev.Event) -> None:
         world = self.world
         for action in self.scheduler.handle(event, world.now):
             match action:
-                case do.Dispatch(request=request, target=target):
-                    world.send(request, world.site(target.replica.node))
+                case do.Dispatch(request=request, target=target, stay=stay):
+                    site = world.site(target.replica.node)
+                    world.send(request, site, context=stay.context, keep_alive=stay.keep_alive)
+                case do.Preload(target=target, stay=stay):
+                    world.load(
+                        world.site(target.replica.node),
+                        target.model,
+                        context=stay.context,
+                        keep_alive=stay.keep_alive,
+                    )
+                case do.Unload(target=target):
+                    world.unload(world.site(target.replica.node), target.model)
                 case do.Abort(request=request, attempt=attempt, failure=failure):
                     world.abort(request, attempt, failure)
                 case do.SetTimer(at=at):
