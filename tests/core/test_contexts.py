@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
 
 from herd.core import priors
 from herd.core.contexts import (
@@ -13,12 +12,13 @@ from herd.core.contexts import (
     HEADROOM,
     LEAST,
     SHRINK_AFTER,
+    UNPLANNED,
     ContextPlan,
     Sketch,
     bucket,
     carries,
-    memory_need,
-    token_bytes,
+    prior_token_bytes,
+    told_token_bytes,
 )
 from herd.core.fleet import EngineKind, EngineReport, Hardware, NodeReport, Replica, ReplicaKey
 from herd.core.learning import SharedTable
@@ -88,7 +88,7 @@ def test_a_loaded_context_that_suffices_is_named_whatever_the_client_asked_for()
 def test_a_request_that_needs_more_pays_for_a_reload_with_what_it_needs() -> None:
     fit = ContextPlan().fit(request(12_000), replica(loaded=8192), NOW, carries=True)
 
-    assert (fit.verdict, fit.context) == ("reloads", 16_384)
+    assert (fit.verdict, fit.context) == ("reloads", 32_768)
     assert fit.need > 12_000
 
 
@@ -104,7 +104,7 @@ def test_memory_bounds_the_context_as_the_model_does() -> None:
     plan = ContextPlan()
 
     assert plan.affordable(small) == pytest.approx(19_073, abs=2)
-    assert plan.fit(request(12_000), small, NOW, carries=True).context == 16_384
+    assert plan.fit(request(8000), small, NOW, carries=True).context == 16_384
     assert plan.fit(request(17_000), small, NOW, carries=True).context == plan.affordable(small)
     assert plan.fit(request(25_000), small, NOW, carries=True).verdict == "short"
 
@@ -125,12 +125,13 @@ def test_an_answer_may_be_short_of_room_where_there_is_no_more_to_be_had() -> No
     assert fit.need > fit.limit
 
 
-def test_until_enough_was_seen_the_engine_takes_its_default_or_what_the_client_asks() -> None:
+def test_until_enough_was_seen_the_engine_takes_its_default_or_what_most_need() -> None:
     plan = ContextPlan()
 
     assert plan.fit(request(), replica(), NOW, carries=True).context is None
-    assert plan.context_for(request(context=8192), replica(), NOW) == 8192
-    assert plan.context_for(request(3000), replica(), NOW) == 4096
+    for asked in (2048, 32_768):
+        assert plan.context_for(request(context=asked), replica(), NOW) == UNPLANNED
+    assert plan.context_for(request(3000), replica(), NOW) == UNPLANNED
     assert plan.planned(replica(), NOW) == 0
 
 
@@ -148,6 +149,14 @@ def test_one_request_in_a_thousand_does_not_make_the_plan() -> None:
     plan.finished(request(60_000), 60_000, 100, NOW)
 
     assert plan.planned(replica(), NOW) == 2048
+
+
+def test_a_model_of_which_little_is_known_borrows_from_all() -> None:
+    plan = ContextPlan()
+    for _ in range(100):
+        plan.finished(request(model="other:latest"), 3000, 100, NOW)
+
+    assert plan.planned(replica(), NOW) == 8192
 
 
 def test_the_plan_grows_at_once_and_shrinks_only_after_long_and_never_while_loaded() -> None:
@@ -213,7 +222,7 @@ def test_what_is_being_loaded_counts_before_a_report_shows_it() -> None:
     plan.dispatched(there, plan.context_for(request(10_000), there, NOW))
     plan.reported(there)
 
-    assert plan.context_for(request(100), there, NOW) == 16_384
+    assert plan.context_for(request(100), there, NOW) == 32_768
     cold = replica()
     plan.dispatched(cold, 32_768)
     cold.loading_until = NOW + 5.0
@@ -232,8 +241,8 @@ def test_a_load_that_came_to_nothing_is_forgotten() -> None:
 def test_the_default_is_named_where_it_suffices_and_nothing_is_planned() -> None:
     plan = defaulted(ContextPlan())
 
-    assert plan.context_for(request(), replica(), NOW) is None
-    assert plan.context_for(request(6000), replica(), NOW) == 8192
+    assert plan.context_for(request(), replica(), NOW) == 4096
+    assert plan.context_for(request(6000), replica(), NOW) == 16_384
 
 
 def test_a_few_requests_that_carry_no_context_hold_a_plan_to_a_default_that_suffices() -> None:
@@ -319,15 +328,23 @@ def test_only_ollamas_own_dialect_carries_a_context() -> None:
     assert not carries(request(dialect="anthropic"))
 
 
-def test_memory_grows_with_the_context() -> None:
+def test_memory_grows_with_the_planned_context() -> None:
     spec = replica().spec
+    assert prior_token_bytes(spec) == 131_072
+    assert told_token_bytes(spec) is None
+    assert ContextPlan().need_cold(replica(), NOW) == 6 * GB
+    plan = learned(12_000)
+    assert plan.need_cold(replica(), NOW) == pytest.approx(5 * GB + 131_072 * 32_768)
+    assert plan.need_cold(replica(slots=2), NOW) == pytest.approx(5 * GB + 131_072 * 65_536)
 
-    assert token_bytes(spec) == 131_072
-    assert memory_need(spec, 0) == 6 * GB
-    assert memory_need(spec, 32_768) == pytest.approx(5 * GB + 131_072 * 32_768)
-    told = structs.replace(spec, loaded_context=8192, memory_bytes=5 * GB + 8192 * 50_000)
-    assert token_bytes(told) == 50_000
-    assert memory_need(told, 8192) == told.memory_bytes
+
+def test_what_a_token_takes_is_learned_from_where_the_model_is_loaded() -> None:
+    plan = learned(12_000)
+    loaded = replica(loaded=8192, memory_bytes=5 * GB + 8192 * 50_000)
+    plan.reported(loaded)
+
+    assert plan.need_loaded(loaded) == 5 * GB + 8192 * 50_000
+    assert plan.need_cold(replica(), NOW) == pytest.approx(5 * GB + 50_000 * 32_768)
 
 
 @given(st.lists(st.floats(1.0, 1e6), min_size=1), st.floats(0.01, 1.0))

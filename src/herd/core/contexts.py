@@ -32,8 +32,12 @@ MEDIAN = 0.5
 #: A prompt is refused for its length only if by this quantile of what the estimate was off it is
 #: still too long: whom that excludes, it excludes for good.
 RARELY = 0.05
-#: Requests of a model before which nothing is planned: its engines load with their own default.
+#: Requests of a model before which what all models' requests needed is taken for its own; and of
+#: all models, before which nothing is planned.
 ENOUGH = 20.0
+#: What is named, while nothing is planned, to an engine whose default is not known to suffice.
+#: Most conversations stay below it; for an 8B model it is a gigabyte.
+UNPLANNED = 8192
 #: Answers that are counted on for a request: nine of ten are shorter.
 ANSWER_QUANTILE = 0.9
 #: Time constant of what was needed, in seconds, and for how long less must have been enough before
@@ -129,6 +133,7 @@ class ContextPlan:
     def __init__(self) -> None:
         self._needs: dict[str, Sketch] = {}
         self._answers: dict[str, Sketch] = {}
+        self._all = Sketch()
         #: Thousandths of the estimate that prompts had by the engine's count.
         self._ratios: dict[str, Sketch] = {}
         self._planned: dict[ReplicaKey, _Planned] = {}
@@ -140,6 +145,8 @@ class ContextPlan:
         self._unnamed: set[ReplicaKey] = set()
         #: What is being loaded, until a report shows it: reports are seconds old.
         self._coming: dict[ReplicaKey, int] = {}
+        #: Bytes of a token of context, by model, as last seen where it is loaded.
+        self._token_bytes: dict[str, float] = {}
 
     # What happens
 
@@ -152,6 +159,7 @@ class ContextPlan:
         """Learn from a completed request: tokens by the engine's own count."""
         model = request.model
         self._needs.setdefault(model, Sketch()).add(prompt + answer, now)
+        self._all.add(prompt + answer, now)
         self._answers.setdefault(model, Sketch()).add(answer, now)
         if request.prompt_tokens:
             ratio = 1000.0 * prompt / request.prompt_tokens
@@ -172,6 +180,9 @@ class ContextPlan:
     def reported(self, replica: ReplicaState) -> None:
         """Look at what is loaded: a load for which nobody named a context shows the default."""
         spec = replica.spec
+        told = told_token_bytes(spec)
+        if told is not None:
+            self._token_bytes[replica.key.model] = told
         if not replica.occupied or spec.loaded_context == self._coming.get(replica.key):
             self._coming.pop(replica.key, None)
         if not spec.loaded_context or not replica.resident or replica.key not in self._unnamed:
@@ -262,10 +273,27 @@ class ContextPlan:
         if budget is None or not (spec.size or spec.parameters):
             return most
         room = budget - priors.weight_bytes(spec)
-        tokens = int(room / (max(1, spec.slots) * token_bytes(spec)))
+        tokens = int(room / (max(1, spec.slots) * self._token(replica)))
         # What is loaded has been shown to fit.
         tokens = max(tokens, spec.loaded_context, 1)
         return min(most, tokens) if most else tokens
+
+    def need_loaded(self, replica: ReplicaState) -> float:
+        """Bytes that it takes in memory as it is."""
+        return priors.memory_need(replica.spec)
+
+    def need_cold(self, replica: ReplicaState, now: float) -> float:
+        """Bytes that it would take if it were loaded with the context that is planned for it."""
+        spec = replica.spec
+        context = self.planned(replica, now) or self.default(replica.key) or 0
+        if not context:
+            return priors.memory_need(spec)
+        tokens = context * max(1, spec.slots)
+        return priors.weight_bytes(spec) + self._token(replica) * tokens
+
+    def _token(self, replica: ReplicaState) -> float:
+        """Bytes of a token of context: as seen of this model anywhere, else the prior."""
+        return self._token_bytes.get(replica.key.model) or prior_token_bytes(replica.spec)
 
     def _uncarried_fit(
         self, request: Request, replica: ReplicaState, need: int, loaded: int
@@ -288,16 +316,21 @@ class ContextPlan:
         planned = self.planned(replica, now)
         if planned >= need:
             return planned
-        default = self.default(replica.key)
-        if not planned and request.context is None and need <= (default or LEAST):
-            return 0
-        asked = request.context or 0
-        return max(bucket(need), planned, asked if not planned else 0)
+        if not planned:
+            default = self.default(replica.key) or 0
+            if need <= default:
+                return default
+            if not default and request.context is None and need <= LEAST:
+                return 0
+        # It outgrew the plan, or there is none: conversations grow, so leave them room to.
+        return max(bucket(HEADROOM * need), planned or UNPLANNED)
 
     def _wanted(self, replica: ReplicaState) -> int:
         """What the plan would be if it were made now; 0 while too little is known."""
-        needs = self._needs.get(replica.key.model)
-        if needs is None or needs.total < ENOUGH:
+        needs = self._needs.get(replica.key.model, self._all)
+        if needs.total < ENOUGH:
+            needs = self._all
+        if needs.total < ENOUGH:
             return 0
         context = bucket(HEADROOM * needs.quantile(QUANTILE))
         uncarried = self._uncarried.get(replica.key.model, 0.0)
@@ -340,17 +373,15 @@ def bucket(tokens: float) -> int:
     return context
 
 
-def token_bytes(spec: Replica) -> float:
-    """Bytes that a token of one slot's context takes: measured where loaded, else a prior."""
-    if spec.loaded_context and spec.size and spec.memory_bytes > spec.size:
-        return (spec.memory_bytes - spec.size) / (spec.loaded_context * max(1, spec.slots))
+def told_token_bytes(spec: Replica) -> float | None:
+    """Bytes of a token of one slot's context where the model is loaded; None if it is not."""
+    if not spec.loaded_context or not spec.size or spec.memory_bytes <= spec.size:
+        return None
+    return (spec.memory_bytes - spec.size) / (spec.loaded_context * max(1, spec.slots))
+
+
+def prior_token_bytes(spec: Replica) -> float:
+    """Bytes of a token of context, of a model of that size."""
     parameters = spec.parameters or priors.weight_bytes(spec) / priors.BYTES_PER_PARAMETER
-    return float(TOKEN_BYTES * (parameters / TOKEN_PARAMETERS) ** TOKEN_POWER)
-
-
-def memory_need(spec: Replica, context: int) -> float:
-    """Bytes that the model takes when loaded with so much context; never less than the prior."""
-    if spec.memory_bytes and spec.loaded_context >= context:
-        return float(spec.memory_bytes)
-    size = priors.weight_bytes(spec)
-    return max(priors.memory_need(spec), size + token_bytes(spec) * context * max(1, spec.slots))
+    size: float = TOKEN_BYTES * (parameters / TOKEN_PARAMETERS) ** TOKEN_POWER
+    return size

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from herd.core import priors
 from herd.core.actions import Action, Preload, Stay, Unload
-from herd.core.contexts import ContextPlan, memory_need
+from herd.core.contexts import ContextPlan
 from herd.core.demand import Demand
 from herd.core.fleet import ReplicaKey
 from herd.core.residents import Device, Held, Item, Order, Residents
@@ -66,26 +66,17 @@ def victims(
     others = {other.key: other for other in replica.node.siblings(replica) if other.occupied}
     needs: dict[str | ReplicaKey, float] = {}
     for other in others.values():
-        needs[other.spec.digest or other.key] = loaded_need(other)
-    short = cold_need(replica, contexts, now) + sum(needs.values()) - budget
+        needs[other.spec.digest or other.key] = contexts.need_loaded(other)
+    short = contexts.need_cold(replica, now) + sum(needs.values()) - budget
     if short <= 0.0:
         return [], 0.0
-    held = (Held(key, loaded_need(other), busy=_busy(other)) for key, other in others.items())
+    held = (
+        Held(key, contexts.need_loaded(other), busy=_busy(other)) for key, other in others.items()
+    )
     out = residents.victims(held, short)
     if out is None:
         return None
     return [others[key] for key in out], residents.cost(out)
-
-
-def loaded_need(replica: ReplicaState) -> float:
-    """Bytes that a replica in memory takes."""
-    return memory_need(replica.spec, replica.spec.loaded_context)
-
-
-def cold_need(replica: ReplicaState, contexts: ContextPlan, now: float) -> float:
-    """Bytes that it would take with the context that is planned for it."""
-    planned = contexts.planned(replica, now) or contexts.default(replica.key) or 0
-    return memory_need(replica.spec, planned)
 
 
 def _device(
@@ -117,7 +108,7 @@ def _item(replica: ReplicaState, demand: Demand, contexts: ContextPlan, now: flo
     held = replica.occupied
     return Item(
         key=replica.key,
-        need=loaded_need(replica) if held else cold_need(replica, contexts, now),
+        need=contexts.need_loaded(replica) if held else contexts.need_cold(replica, now),
         load=rates.load,
         service=demand.work(replica.key.model, rates),
         resident=replica.resident,

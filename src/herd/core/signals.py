@@ -196,6 +196,11 @@ def _too_big(replica: ReplicaState) -> Exclusion | None:
     budget = priors.memory_budget(replica.node.report.hardware)
     need = priors.memory_need(replica.spec)
     if budget is None or need <= budget:
+        node = replica.node
+        if node.residents is not None and node.contexts is not None:
+            out = inventory.victims(replica, node.residents, node.contexts, node.heard)
+            if out is None:
+                return Exclusion("too_big", "models that its owner has pinned leave too little")
         return None
     return Exclusion(
         "too_big", f"model needs {need / 1e9:.1f} GB, device can give {budget / 1e9:.1f} GB"
