@@ -83,12 +83,14 @@ class Fit(Struct, frozen=True):
 class Sketch:
     """Quantiles of positive numbers, decayed with time: counts in buckets of equal ratio."""
 
-    __slots__ = ("_at", "_counts", "_total")
+    __slots__ = ("_at", "_counts", "_found", "_total")
 
     def __init__(self) -> None:
         self._counts = [0.0] * BUCKETS
         self._total = 0.0
         self._at = 0.0
+        #: Quantiles that were asked for since the last value came.
+        self._found: dict[float, float] = {}
 
     @property
     def total(self) -> float:
@@ -108,9 +110,16 @@ class Sketch:
         place = math.ceil(STEPS * math.log2(max(1.0, value)))
         self._counts[min(BUCKETS - 1, place)] += weight
         self._total += weight
+        self._found.clear()
 
     def quantile(self, share: float) -> float:
         """Return an upper bound of the value that `share` of them do not exceed; 0 if empty."""
+        found = self._found.get(share)
+        if found is None:
+            found = self._found[share] = self._search(share)
+        return found
+
+    def _search(self, share: float) -> float:
         left = share * self._total
         for place, count in enumerate(self._counts):
             left -= count

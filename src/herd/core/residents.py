@@ -50,6 +50,8 @@ FOREVER = -1.0
 #: Time constant of how busy a device is, in seconds.
 BUSY = 600.0
 BUSY_MOST = 0.9
+#: Models that are less likely than this to be asked for within the horizon are worth nothing.
+CHANCE_LEAST = 1e-3
 #: Alternatives that are looked at for a model's requests; a ninth would hardly ever be used.
 ALTERNATIVES = 8
 GB = 1e9
@@ -286,8 +288,13 @@ class Residents:
                 homes.setdefault(item.key.model, []).append((busy, item))
                 self._needs[item.key] = item.need
         for model, there in homes.items():
-            requests = self.demand.expected(model, now, HORIZON)
             chance = self.demand.chance(model, now, HORIZON)
+            if chance < CHANCE_LEAST:
+                for _, item in there:
+                    for table in (self._values, self._firsts, self._reloads):
+                        table.pop(item.key, None)
+                continue
+            requests = self.demand.expected(model, now, HORIZON)
             ways = sorted((_cost(item, warm=item.held), busy, item.key) for busy, item in there)
             for busy, item in there:
                 first = self._saved(ways, item, busy)
