@@ -64,8 +64,7 @@ def replica(state: NodeState, name: str) -> ReplicaState:
 def run(there: ReplicaState) -> None:
     """Let a request run on it."""
     task = Task(request(), Prefix(), 1, NOW)
-    there.running["r"] = Running(task, there, 1, NOW, 5.0)
-    there.node.running += 1
+    there.node.begin(Running(task, there, 1, NOW, lead=5.0), NOW)
 
 
 def test_a_replica_is_described_with_what_it_takes_and_costs() -> None:
@@ -104,9 +103,13 @@ def test_what_runs_loads_or_is_waited_for_makes_a_device_busy() -> None:
     assert look(state).idle
     assert not look(state, "m:latest").idle
     assert look(state, "elsewhere:latest").idle
-    state.reserved = Reservation(1, replica(state, "m").key, NOW)
+    task = Task(request(), Prefix(), 1, NOW)
+    state.reserved = Reservation(task, replica(state, "m").key, NOW)
     assert not look(state).idle
     state.reserved = None
+    state.planned["r"] = task
+    assert not look(state).idle
+    state.planned.clear()
     replica(state, "m").loading_until = NOW + 5.0
     assert not look(state).idle
     replica(state, "m").loading_until = 0.0

@@ -24,12 +24,14 @@ class Fleet:
     def __init__(self, policy: Policy) -> None:
         self.outcomes: list[Outcome] = []
         self.released: list[str] = []
+        self.loads: list[ac.Preload | ac.Unload] = []
         self.scheduler = Scheduler(policy)
         self.driver = Driver(
             self.scheduler,
             unix_clock(),
             record=self.outcomes.append,
             release=self.released.append,
+            load=self.loads.append,
         )
 
     def join(self, node: str, *, slots: int = 1) -> None:

@@ -29,7 +29,9 @@ async def test_every_path_of_the_document_is_routed(bed: Testbed) -> None:
     await bed.add()
     for path, operations in DOCUMENT["paths"].items():
         for method in operations:
-            async with bed.http.request(method, path.format(id="x", node="x"), json={}) as response:
+            async with bed.http.request(
+                method, path.format(id="x", node="x", model="x"), json={}
+            ) as response:
                 # Not text: the answer comes from the handler, not from the want of one.
                 assert response.status not in {404, 405} or response.content_type != "text/plain"
 

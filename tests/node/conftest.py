@@ -20,6 +20,8 @@ class TinyOllama:
         self.healthy = True
         self.requests: list[web.Request] = []
         self.bodies: list[bytes] = []
+        #: What came on paths that Ollama does not have, as other engines are told what to load.
+        self.instructions: list[tuple[str, bytes]] = []
         #: Lines of the next answer; None breaks the connection off.
         self.lines: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.cancelled = asyncio.Event()
@@ -71,6 +73,7 @@ class TinyOllama:
             return web.Response(text="Ollama is running")
         if request.path in known:
             return web.json_response(known[request.path])
+        self.instructions.append((request.path, await request.read()))
         return web.Response(status=404, text="404 page not found")
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from herd.engines import registry
 from herd.engines.registry import adapter
 from herd.node import door as door_module
 from herd.node.door import Door
@@ -290,3 +291,102 @@ async def test_taken_port_is_replaced_by_a_free_one(door: Door) -> None:
 async def _read(session: aiohttp.ClientSession, place: str) -> bytes:
     async with session.post(place, headers=headers(), data=b"{}") as answer:
         return await answer.read()
+
+
+# What an engine is told to load
+
+
+@pytest.fixture
+async def controlled(ollama: Any) -> AsyncIterator[Door]:
+    """A door to a server that takes the instructions of llama.cpp and LM Studio."""
+    controls = {**registry.controls("llamacpp"), **registry.controls("lmstudio")}
+
+    def find(_: str) -> LocalEngine | None:
+        return LocalEngine(url=ollama.url, paths=frozenset(), controls=controls)
+
+    door = Door(find)
+    await door.open("127.0.0.1", 0)
+    door.admit(TOKEN)
+    yield door
+    await door.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "told"),
+    [
+        ("/models/load", b'{"model":"a"}', b'{"model":"a"}'),
+        ("/models/unload", b' { "model" : "x", "model" : "a" } ', b'{"model":"a"}'),
+        ("/api/v1/models/load", b'{"model":"a"}', b'{"model":"a"}'),
+        (
+            "/api/v1/models/load",
+            b'{"context_length":8192,"model":"a"}',
+            b'{"model":"a","context_length":8192}',
+        ),
+        ("/api/v1/models/unload", b'{"instance_id":"a:2"}', b'{"instance_id":"a:2"}'),
+    ],
+)
+async def test_instructions_are_read_and_written_anew(
+    controlled: Door,
+    session: aiohttp.ClientSession,
+    ollama: Any,
+    path: str,
+    sent: bytes,
+    told: bytes,
+) -> None:
+    sent_headers = headers(Authorization="Bearer secret", Content_Type="text/plain")
+    async with session.post(url(controlled, path), headers=sent_headers, data=sent) as answer:
+        assert DOOR_ERROR_HEADER not in answer.headers
+    assert ollama.instructions == [(path, told)]
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/models/load", b'{"model":"a","extra_args":["--log-file","/etc/x"]}'),
+        ("/models/load", b'{"model":["a"]}'),
+        ("/models/load", b'{"model":""}'),
+        ("/models/load", b"{}"),
+        ("/models/load", b""),
+        ("/models/load", b"model=a"),
+        ("/api/v1/models/load", b'{"model":"a","flash_attention":true}'),
+        ("/api/v1/models/load", b'{"model":"a","context_length":-1}'),
+        ("/api/v1/models/unload", b'{"instance_id":"a","model":"a"}'),
+    ],
+)
+async def test_nothing_else_is_told_to_an_engine(
+    controlled: Door, session: aiohttp.ClientSession, ollama: Any, path: str, sent: bytes
+) -> None:
+    async with session.post(url(controlled, path), headers=headers(), data=sent) as answer:
+        assert (answer.status, answer.headers[DOOR_ERROR_HEADER]) == (403, "refused")
+    assert ollama.instructions == []
+
+
+async def test_instructions_are_short(
+    controlled: Door, session: aiohttp.ClientSession, ollama: Any
+) -> None:
+    sent = b'{"model":"%s"}' % (b"a" * door_module.MAX_CONTROL)
+    async with session.post(
+        url(controlled, "/models/load"), headers=headers(), data=sent
+    ) as answer:
+        assert (answer.status, answer.headers[DOOR_ERROR_HEADER]) == (413, "too_large")
+    assert ollama.instructions == []
+
+
+@pytest.mark.parametrize(("method", "query"), [("GET", ""), ("HEAD", ""), ("POST", "?model=b")])
+async def test_instructions_are_a_plain_post(
+    controlled: Door, session: aiohttp.ClientSession, ollama: Any, method: str, query: str
+) -> None:
+    place = url(controlled, "/models/load") + query
+    async with session.request(method, place, headers=headers(), data=b'{"model":"a"}') as answer:
+        assert answer.status == 403
+    assert ollama.instructions == []
+
+
+async def test_another_kind_of_engine_takes_no_such_instructions(
+    door: Door, session: aiohttp.ClientSession, ollama: Any
+) -> None:
+    async with session.post(
+        url(door, "/models/load"), headers=headers(), data=b'{"model":"a"}'
+    ) as answer:
+        assert answer.status == 403
+    assert ollama.instructions == []

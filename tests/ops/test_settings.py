@@ -113,6 +113,16 @@ def test_objects_are_json() -> None:
     assert found.hardware == Hardware(bandwidth=4e11)
 
 
+def test_pins_are_models_with_their_nodes(file: Path) -> None:
+    pins = {"qwen3:8b": ("studio", "mini"), "embedder": ("mini",)}
+    text = '[router.pins]\n"qwen3:8b" = ["studio", "mini"]\nembedder = ["mini"]\n'
+    env = {"HERD_ROUTER_PINS": '{"qwen3:8b": ["studio", "mini"], "embedder": ["mini"]}'}
+    assert router(text, file).pins == pins
+    assert settings.load_router({}, env=env).pins == pins
+    with pytest.raises(SettingsError, match="pins"):
+        router('[router.pins]\nembedder = "mini"\n', file)
+
+
 @pytest.mark.parametrize("name", ["", "[lab]", "{lab}", '"lab"', "7"])
 def test_a_text_is_taken_as_it_is(name: str) -> None:
     assert settings.load_node({}, env={"HERD_NODE_NAME": name}).name == name

@@ -20,7 +20,7 @@ def chat(seed: int) -> Workload:
 
 
 def served(work: Workload, *, plan: bool) -> Run:
-    done = run(FIVE, work, HerdRouter(Policy(contexts=plan)))
+    done = run(FIVE, work, HerdRouter(Policy(context_plan=plan, placement=False)))
     assert all(record.ending == "completed" for record in done.records)
     return done
 
@@ -53,7 +53,7 @@ def test_one_plan_for_all_clients_saves_the_reloads(seed: int) -> None:
 
 def test_no_prompt_is_cut_for_the_sake_of_the_plan() -> None:
     """What the engine reports as prompt is what the client sent, though clients ask for less."""
-    router = HerdRouter(Policy(contexts=True))
+    router = HerdRouter(Policy(context_plan=True, placement=False))
     done = run(FIVE, chat(1), router)
     sent = {record.id: record.arrival.turn.prompt_tokens for record in done.records}
 

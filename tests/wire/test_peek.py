@@ -140,6 +140,25 @@ def test_no_keep_alive_unloads(keep: Any, unloads: bool) -> None:
 # How long a prompt is
 
 
+@pytest.mark.parametrize(
+    ("fields", "session"),
+    [
+        ({"prompt_cache_key": "a"}, "a"),
+        ({"session_id": "a"}, "a"),
+        ({"metadata": {"session_id": "a"}}, "a"),
+        ({"metadata": {"user_id": "user_1_account__session_a"}}, "a"),
+        ({"user": "a"}, ""),
+    ],
+)
+def test_a_conversation_may_have_a_name(fields: dict[str, Any], session: str) -> None:
+    assert look(**fields).session == session
+
+
+def test_the_tier_is_as_the_client_wrote_it() -> None:
+    assert look(service_tier="flex").tier == "flex"
+    assert look().tier is None
+
+
 def test_prompts_are_about_four_bytes_a_token_in_any_field() -> None:
     text = "a word " * 400
     for fields in (

@@ -19,6 +19,7 @@ from herd.app import process
 from herd.app.process import Stop
 from herd.core import events as ev
 from herd.core.actions import Target
+from herd.core.names import canonical
 from herd.core.request import Outcome
 from herd.core.scheduler import Policy, Scheduler
 from herd.engines.declared import parse_engine_url
@@ -26,10 +27,12 @@ from herd.engines.upstream import AiohttpUpstream
 from herd.fleet.discovery import Announcer, interface_addresses
 from herd.fleet.driver import Driver
 from herd.fleet.links import Links
+from herd.fleet.loading import Loading
 from herd.fleet.probing import UrlNodes
 from herd.gateway import application
 from herd.gateway.catalogue import Catalogue
 from herd.gateway.inference import Inference
+from herd.gateway.models import ModelsApi
 from herd.gateway.own import OwnApi
 from herd.gateway.recent import Recent
 from herd.gateway.relay import Limits, Relay
@@ -88,10 +91,21 @@ class Router:
             max_waiting=settings.max_waiting,
             patience=settings.patience,
             max_attempts=settings.max_attempts,
+            context_plan=settings.context_plan,
+            placement=settings.placement,
+            pins={canonical(model): nodes for model, nodes in settings.pins.items()},
         )
         scheduler = Scheduler(policy)
-        self.driver = Driver(scheduler, clock, record=record, release=self._release)
+        loading = Loading(
+            lambda event: self.driver.feed(event),  # noqa: PLW0108 - there is no driver yet
+            credentials=self._credentials,
+            timeout=settings.first_byte_timeout,
+        )
+        self.driver = Driver(
+            scheduler, clock, record=record, release=self._release, load=loading.order
+        )
         stack.callback(self.driver.close)
+        stack.push_async_callback(loading.close)
         identity = await asyncio.to_thread(router_id, settings.data_dir)
         self._links = Links(
             self.driver.feed, router=identity, version=__version__, fleet=settings.fleet
@@ -112,9 +126,12 @@ class Router:
         stack.push_async_callback(live.close)
         app = application.build(
             [
-                *Inference(self.driver, relay, clock).routes(),
+                *Inference(
+                    self.driver, relay, clock, overrule=settings.keep_alive == "herd"
+                ).routes(),
                 *Catalogue(scheduler, relay, clock).routes(),
                 *OwnApi(self.driver, self.engines, store, self.recent).routes(),
+                *ModelsApi(self.driver, loading.order).routes(),
                 *live.routes(),
             ],
             link=self._links.serve,

@@ -98,6 +98,7 @@ def _device(
         items=items,
         taken=min(1.0, taken),
         wanted=node.reserved is not None
+        or bool(node.planned)
         or any(replica.key.model in waiting for replica in node.replicas.values()),
         owned=cpu is not None and cpu >= OWNED and node.running == 0,
     )

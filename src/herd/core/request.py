@@ -105,6 +105,8 @@ class Failure(Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: int | None = None
     #: Another replica may do better. Never true of what the request itself causes.
     retryable: bool = False
+    #: Seconds after which the engine wants to be asked again, if it said so.
+    retry_after: float | None = None
 
 
 RefusalKind = Literal[

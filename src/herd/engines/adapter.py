@@ -7,17 +7,20 @@ itself, so that the gateway passes those through and translates the rest.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, Final, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from herd.core.actions import Stay, Target
 from herd.core.fleet import EngineKind, Replica
-from herd.engines.http import EngineError, Http
+from herd.engines.http import Answer, EngineError, Http
 
 #: A count or size as an engine tells it. Anything else in its place is not believed.
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+#: A model's or an instance's name as an engine is told it.
+Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 #: Seconds after which a request that was not refused counts as accepted.
 REFUSAL_TIME = 1.0
@@ -109,3 +112,28 @@ class Adapter(Protocol):
         With a cache, what cannot change is asked once. An engine that is still loading its only
         model counts as one that does not answer: it is not ready for a request yet.
         """
+
+
+class ModelLoader(Protocol):
+    """What an adapter has besides, if its engine loads models and lets them go when it is told."""
+
+    kind: ClassVar[EngineKind]
+    #: Paths, beside the inference paths, on which the engine is told so, and the only shape of
+    #: body for each. A door lets nothing else through to them.
+    controls: ClassVar[Mapping[str, type[Struct]]]
+
+    async def load(self, http: Http, target: Target, stay: Stay) -> None:
+        """Have the model in memory when this returns; raises `EngineError` if it cannot be.
+
+        What the engine has no words for in `stay` is left to the engine.
+        """
+
+    async def unload(self, http: Http, target: Target) -> None:
+        """Have the model leave memory, after what runs on it; raises `EngineError`."""
+
+
+def check(answer: Answer, url: str) -> None:
+    """Raise `EngineError` with the engine's own words unless it has done what it was told."""
+    if answer.status != _OK:
+        complaint = answer.complaint() or "no reason"
+        raise EngineError(f"{url} answered {answer.status}: {complaint}")

@@ -8,18 +8,22 @@ is watched, but it is not woken once it sleeps.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, ClassVar, Final
 from urllib.parse import urlencode
 
 import msgspec
 from msgspec import Raw, Struct
 
+from herd.core.actions import Stay, Target
 from herd.core.fleet import Capability, EngineKind, Replica, Residency
 from herd.core.names import canonical
 from herd.engines import gauges
-from herd.engines.adapter import Count, Survey, SurveyCache, accepts, read_rows
-from herd.engines.http import Http
+from herd.engines.adapter import Count, Name, Survey, SurveyCache, accepts, check, read_rows
+from herd.engines.http import EngineError, Http
 
 #: How router mode calls a model's state. A sleeping one has given its memory back.
 _STATES: Final[dict[str, Residency]] = {"loaded": "resident", "loading": "loading"}
@@ -28,6 +32,16 @@ _WORD_PIECES: Final = 3
 #: Marks in a chat template of a model that thinks before it answers.
 _THINKS: Final = ("<think>", "enable_thinking", "reasoning_content")
 _OK: Final = 200
+#: Seconds between two looks at a load that goes on: a fraction of the shortest.
+_GLANCE: Final = 0.25
+_LOAD: Final = "/models/load"
+_UNLOAD: Final = "/models/unload"
+
+
+class ModelRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Load this model, or let it go; builds take command line arguments here too, Herd does not."""
+
+    model: Name
 
 
 class LlamaCpp:
@@ -45,6 +59,9 @@ class LlamaCpp:
             "/v1/messages/count_tokens",
             "/v1/rerank",
         }
+    )
+    controls: ClassVar[Mapping[str, type[Struct]]] = MappingProxyType(
+        {_LOAD: ModelRequest, _UNLOAD: ModelRequest}
     )
 
     async def detect(self, http: Http, url: str) -> bool:
@@ -78,6 +95,30 @@ class LlamaCpp:
             running=look.running,
             waiting=look.waiting,
         )
+
+    async def load(self, http: Http, target: Target, stay: Stay) -> None:  # noqa: ARG002 - a router's models have the context and the time that they were configured with
+        """Have a router load it; a server that sleeps is woken by a request for one token."""
+        status = await _status(http, target)
+        if status is None:
+            await _wake(http, target)
+            return
+        if status.value not in _STATES:
+            url = f"{target.url}{_LOAD}"
+            check(await http.post(url, ModelRequest(target.model)), url)
+        # It answers when it has begun.
+        while (status := await _status(http, target)) is not None and status.value == "loading":  # noqa: ASYNC110 - whoever asks has a deadline
+            await asyncio.sleep(_GLANCE)
+        if status is None or status.value != "loaded":
+            raise EngineError(f"{target.url} failed to load {target.model}")
+
+    async def unload(self, http: Http, target: Target) -> None:
+        """Have a router let it go; a server keeps its only model."""
+        status = await _status(http, target)
+        if status is None:
+            raise EngineError(f"{target.url} has one model and keeps it")
+        if status.value in _STATES:
+            url = f"{target.url}{_UNLOAD}"
+            check(await http.post(url, ModelRequest(target.model)), url)
 
 
 class _Owner(Struct):
@@ -242,6 +283,26 @@ class _Look:
         capabilities: tuple[Capability, ...] = ("embedding",) if able else ()
         self._cache.put(key, msgspec.structs.replace(replica, capabilities=capabilities))
         return able
+
+
+async def _status(http: Http, target: Target) -> _Status | None:
+    """Return a router's word on its model; None if the server is no router."""
+    listing = await http.fetch(f"{target.url}/v1/models", _Listing)
+    for row, _ in read_rows(listing.data, _Row, f"{target.url}/v1/models"):
+        if row.id == target.model:
+            return row.status
+    raise EngineError(f"{target.url} no longer has {target.model}")
+
+
+async def _wake(http: Http, target: Target) -> None:
+    props = await http.fetch(f"{target.url}/props", _Props)
+    if not props.is_sleeping:
+        return
+    body: dict[str, object] = {"model": target.model}
+    writes = "completion" in target.capabilities
+    body |= {"prompt": "a", "max_tokens": 1} if writes else {"input": "a"}
+    url = f"{target.url}/v1/{'completions' if writes else 'embeddings'}"
+    check(await http.post(url, body), url)
 
 
 def _capabilities(props: _Props, meta: _Meta, *, embeds: bool) -> tuple[Capability, ...]:

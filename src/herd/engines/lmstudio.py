@@ -6,17 +6,22 @@ thing, which is not free software and could not be recorded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, Final
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
+from herd.core.actions import Stay, Target
 from herd.core.fleet import Capability, EngineKind, Replica, Residency
 from herd.core.names import canonical
 from herd.engines import quantities
-from herd.engines.adapter import Count, Survey, SurveyCache, read_rows
-from herd.engines.http import Http
+from herd.engines.adapter import Count, Name, Survey, SurveyCache, check, read_rows
+from herd.engines.http import EngineError, Http
 
+_LOAD: Final = "/api/v1/models/load"
+_UNLOAD: Final = "/api/v1/models/unload"
 _STATES: Final[dict[str, Residency]] = {"loaded": "resident", "loading": "loading"}
 _TYPES: Final[dict[str, tuple[Capability, ...]]] = {
     # Models that were not trained for tools get them by a format of LM Studio's own.
@@ -24,6 +29,19 @@ _TYPES: Final[dict[str, tuple[Capability, ...]]] = {
     "vlm": ("completion", "tools", "vision"),
     "embeddings": ("embedding",),
 }
+
+
+class LoadRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Load a new instance of a model."""
+
+    model: Name
+    context_length: Count | UnsetType = UNSET
+
+
+class UnloadRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Let an instance go."""
+
+    instance_id: Name
 
 
 class LmStudio:
@@ -37,6 +55,9 @@ class LmStudio:
     ports: ClassVar[tuple[int, ...]] = (1234,)
     paths: ClassVar[frozenset[str]] = frozenset(
         {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"}
+    )
+    controls: ClassVar[Mapping[str, type[Struct]]] = MappingProxyType(
+        {_LOAD: LoadRequest, _UNLOAD: UnloadRequest}
     )
 
     async def detect(self, http: Http, url: str) -> bool:
@@ -53,6 +74,37 @@ class LmStudio:
         return Survey(
             replicas=tuple(_replica(row, raw, by_key.get(_key(row.id))) for row, raw in rows)
         )
+
+    async def load(self, http: Http, target: Target, stay: Stay) -> None:
+        """Load it unless it is loaded: to load it again would make a second instance of it.
+
+        Needs release 0.4; how long the model stays, its owner has set there.
+        """
+        details = (await http.get(f"{target.url}/api/v1/models")).maybe(_Details)
+        if details is None:
+            raise EngineError(f"{target.url} has no /api/v1: LM Studio before 0.4 loads by request")
+        key = _key(target.model)
+        if any(detail.key == key and detail.loaded_instances for detail in details.models):
+            return
+        context = UNSET if stay.context is None else stay.context
+        answer = await http.post(f"{target.url}{_LOAD}", LoadRequest(key, context))
+        check(answer, f"{target.url}{_LOAD}")
+        _done(answer.maybe(_Loaded), answer.complaint(), f"{target.url}{_LOAD}")
+
+    async def unload(self, http: Http, target: Target) -> None:
+        """Unload the instance, which is named as it is in the listing."""
+        url = f"{target.url}{_UNLOAD}"
+        answer = await http.post(url, UnloadRequest(target.model))
+        check(answer, url)
+        _done(answer.maybe(_Unloaded), answer.complaint(), url)
+
+
+class _Loaded(Struct):
+    load_time_seconds: float
+
+
+class _Unloaded(Struct):
+    instance_id: str
 
 
 class _Row(Struct):
@@ -89,6 +141,12 @@ class _Detail(Struct):
 
 class _Details(Struct):
     models: list[_Detail]
+
+
+def _done(answer: Struct | None, complaint: str, url: str) -> None:
+    """Raise `EngineError` if a status of 200 hid an error, as it does on paths it lacks."""
+    if answer is None:
+        raise EngineError(f"{url} has not done it: {complaint}")
 
 
 def _key(name: str) -> str:

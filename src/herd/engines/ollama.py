@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, cast, get_args
 
 import msgspec
 from msgspec import Raw, Struct
 
+from herd.core.actions import Stay, Target
 from herd.core.fleet import Capability, EngineKind, Replica
 from herd.core.names import canonical
 from herd.engines import quantities
-from herd.engines.adapter import Count, Survey, SurveyCache, read_rows
+from herd.engines.adapter import Count, Survey, SurveyCache, check, read_rows
 from herd.engines.http import Http
 
 _CAPABILITIES: Final = frozenset(get_args(Capability))
@@ -41,6 +44,8 @@ class Ollama:
             "/v1/audio/transcriptions",
         }
     )
+    #: It is told on inference paths.
+    controls: ClassVar[Mapping[str, type[Struct]]] = MappingProxyType({})
 
     async def detect(self, http: Http, url: str) -> bool:
         """Whether it has Ollama's version answer and greeting; others imitate one of the two."""
@@ -76,6 +81,32 @@ class Ollama:
             )
         cache.keep(digests)
         return Survey(version=version.version, replicas=tuple(replicas))
+
+    async def load(self, http: Http, target: Target, stay: Stay) -> None:
+        """Send it a request without a prompt, which it answers once the model is loaded.
+
+        A model that only embeds is refused on `/api/generate`, and loads by an empty input.
+        """
+        writes = "completion" in target.capabilities or "embedding" not in target.capabilities
+        url = f"{target.url}/api/{'generate' if writes else 'embed'}"
+        body: dict[str, object] = {"model": target.model, "stream": False}
+        if not writes:
+            body["input"] = []
+        if stay.keep_alive is not None:
+            body["keep_alive"] = stay.keep_alive
+        if stay.context is not None:
+            body["options"] = {"num_ctx": stay.context}
+        check(await http.post(url, body), url)
+
+    async def unload(self, http: Http, target: Target) -> None:
+        """Send it a request without a prompt that keeps the model for no time.
+
+        It looks for that before it looks at what the model can do, so models that only embed take
+        it too; on `/api/embed` it would load the model first.
+        """
+        url = f"{target.url}/api/generate"
+        body = {"model": target.model, "keep_alive": 0, "stream": False}
+        check(await http.post(url, body), url)
 
 
 class _Version(Struct):

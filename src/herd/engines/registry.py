@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
+from msgspec import Struct
+
 from herd.core.fleet import EngineKind
-from herd.engines.adapter import Adapter
+from herd.engines.adapter import Adapter, ModelLoader
 from herd.engines.http import ROUTER_HEADER, EngineError, Http
 from herd.engines.llamacpp import LlamaCpp
 from herd.engines.lmstudio import LmStudio
@@ -16,6 +20,18 @@ from herd.engines.vllm import Vllm
 #: In the order in which they are tried. Each knows its own engine by signs that no other gives,
 #: so the order is one of cost: the most common engine first.
 ADAPTERS: Final[tuple[Adapter, ...]] = (Ollama(), LlamaCpp(), LmStudio(), Vllm(), Mlx())
+
+
+#: Kinds of engine that load models and let them go when they are told. vLLM has its one model
+#: from its start; MLX takes whatever a request names and cannot be told anything.
+LOADERS: Final[Mapping[EngineKind, ModelLoader]] = MappingProxyType(
+    {each.kind: each for each in (Ollama(), LlamaCpp(), LmStudio())}
+)
+
+
+def controls(kind: EngineKind) -> Mapping[str, type[Struct]]:
+    """Return the paths on which this kind of engine is told what to load, each with its body."""
+    return LOADERS[kind].controls if kind in LOADERS else {}
 
 
 def adapter(kind: EngineKind) -> Adapter:

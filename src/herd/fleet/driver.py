@@ -96,11 +96,13 @@ class Driver:
         *,
         record: Callable[[Outcome], None],
         release: Callable[[str], None],
+        load: Callable[[ac.Preload | ac.Unload], None],
     ) -> None:
         self.scheduler = scheduler
         self.clock = clock
         self._record = record
         self._release = release
+        self._load = load
         self._tickets: dict[str, Ticket] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -153,6 +155,8 @@ class Driver:
                 self._tickets[request].abort(failure)
             case ac.Release(node=node):
                 self._release(node)
+            case ac.Preload() | ac.Unload():
+                self._load(action)
 
     def _set_timer(self, at: float) -> None:
         if self._timer is not None:

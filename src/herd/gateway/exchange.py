@@ -9,7 +9,8 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
-from herd.core.actions import Target
+from herd.core.actions import Stay, Target
+from herd.core.kinds import carries_context
 from herd.core.request import Request, Result
 from herd.gateway.endpoints import Endpoint
 from herd.wire.meter import Filter, Meter, measure
@@ -18,6 +19,7 @@ from herd.wire.ollama_response import translate_error, translate_response
 from herd.wire.ollama_stream import StreamTranslator
 from herd.wire.ollama_trivial import trivial_answer
 from herd.wire.splice import replace_model
+from herd.wire.stay import number, put_stay
 
 #: Headers of the client that the engine gets to see. Never the credentials: they are for Herd.
 _FORWARDED: Final = (
@@ -45,6 +47,8 @@ class Outbound(Struct, frozen=True, kw_only=True):
     #: Content type of a streamed answer; empty to keep the engine's.
     stream_type: str = ""
     whole_type: str = ""
+    #: What the router has said of the model's stay in memory, beyond what the client said.
+    stay: Stay = Stay()
 
 
 class Exchange(Struct, kw_only=True):
@@ -55,6 +59,10 @@ class Exchange(Struct, kw_only=True):
     inbound: web.Request
     body: bytes
     arrived: float
+    #: The client wants the model to leave memory, and nothing else.
+    unloads: bool = False
+    #: The scheduler's word on how long a model stays goes before the client's.
+    overrule: bool = False
 
     def headers(self) -> dict[str, str]:
         """Return what the engine is told of the client."""
@@ -75,14 +83,19 @@ class Exchange(Struct, kw_only=True):
             return None
         return trivial_answer(self.endpoint.path, self.body, kind=target.kind, now=now)
 
-    def outbound(self, target: Target) -> Outbound:
-        """Put the request to an engine; raises `Untranslatable` where that cannot be done."""
+    def outbound(self, target: Target, stay: Stay) -> Outbound:
+        """Put the request to an engine; raises `Untranslatable` where that cannot be done.
+
+        What `stay` says goes into the request if that can carry it.
+        """
         if target.kind in self.endpoint.native:
-            return self._untouched(target)
+            return self._untouched(target, stay)
         return self._translated(target)
 
-    def _untouched(self, target: Target) -> Outbound:
-        body, form = self.body, self.endpoint.form
+    def _untouched(self, target: Target, stay: Stay) -> Outbound:
+        body, form, said = self.body, self.endpoint.form, Stay()
+        if not self.unloads and carries_context(target.kind, self.endpoint.path):
+            body, said = put_stay(body, stay, overrule=self.overrule)
         if target.kind != "ollama" and target.model != self.request.asked:
             # Ollama knows all spellings of a name; other engines know theirs alone.
             try:
@@ -95,6 +108,7 @@ class Exchange(Struct, kw_only=True):
             filter=lambda _: Meter(form),
             whole=lambda answer, _started, _now: (answer, measure(form, answer)),
             error=_keep,
+            stay=said,
         )
 
     def _translated(self, target: Target) -> Outbound:
@@ -121,10 +135,10 @@ def _keep(_status: int, body: bytes) -> bytes:
 
 
 def attempt_headers(
-    exchange: Exchange, target: Target, *, attempt: int, dispatched: float
+    exchange: Exchange, target: Target, *, attempt: int, dispatched: float, stay: Stay
 ) -> dict[str, str]:
-    """Return the headers that tell who answers."""
-    return {
+    """Return the headers that tell who answers, and what the request was made to say."""
+    headers = {
         "Herd-Request-Id": exchange.request.id,
         "Herd-Node": target.node_name,
         "Herd-Engine": target.replica.engine,
@@ -132,3 +146,8 @@ def attempt_headers(
         "Herd-Attempts": str(attempt),
         "Herd-Waited": f"{dispatched - exchange.arrived:.3f}",
     }
+    if stay.context is not None:
+        headers["Herd-Context"] = str(stay.context)
+    if stay.keep_alive is not None:
+        headers["Herd-Keep-Alive"] = number(stay.keep_alive).decode()
+    return headers

@@ -21,6 +21,7 @@ from herd.gateway.relay import AttemptFailed, ClientGone, EngineAnswer, Relay
 from herd.ops.clock import Clock
 from herd.ops.logs import logger
 from herd.wire import errors
+from herd.wire.caller import BadHeader, Caller, read_caller
 from herd.wire.errors import Problem
 from herd.wire.peek import BadBody, Peek, peek
 
@@ -31,10 +32,14 @@ _BAD_REQUEST: Final = 400
 class Inference:
     """Answers requests on the inference endpoints."""
 
-    def __init__(self, driver: Driver, relay: Relay, clock: Clock) -> None:
+    def __init__(
+        self, driver: Driver, relay: Relay, clock: Clock, *, overrule: bool = False
+    ) -> None:
         self._driver = driver
         self._relay = relay
         self._clock = clock
+        #: The scheduler's word on how long a model stays goes before the client's.
+        self._overrule = overrule
         self._log = logger("gateway")
 
     def routes(self) -> list[web.RouteDef]:
@@ -48,13 +53,22 @@ class Inference:
         body = await inbound.read()
         try:
             peeked = peek(body)
-        except BadBody as error:
+            caller = read_caller(
+                inbound.headers, inbound.remote or "", tier=peeked.tier, session=peeked.session
+            )
+        except (BadBody, BadHeader) as error:
             return problem_response(endpoint.dialect, Problem(status=400, message=str(error)))
         if not peeked.model:
             return problem_response(endpoint.dialect, _no_model(endpoint))
-        request = _request(endpoint, peeked, inbound, arrived)
+        request = _request(endpoint, peeked, caller, arrived)
         exchange = Exchange(
-            endpoint=endpoint, request=request, inbound=inbound, body=body, arrived=arrived
+            endpoint=endpoint,
+            request=request,
+            inbound=inbound,
+            body=body,
+            arrived=arrived,
+            unloads=peeked.empty and peeked.unload,
+            overrule=self._overrule,
         )
         ticket = self._driver.submit(request, peeked.prefix)
         try:
@@ -123,7 +137,7 @@ def _no_model(endpoint: Endpoint) -> Problem:
     return Problem(status=_BAD_REQUEST, message="model is required")
 
 
-def _request(endpoint: Endpoint, peeked: Peek, inbound: web.Request, arrived: float) -> Request:
+def _request(endpoint: Endpoint, peeked: Peek, caller: Caller, arrived: float) -> Request:
     needs: set[Capability] = {endpoint.needs}
     if peeked.images:
         needs.add("vision")
@@ -145,7 +159,10 @@ def _request(endpoint: Endpoint, peeked: Peek, inbound: web.Request, arrived: fl
         prompt_tokens=peeked.prompt_tokens,
         max_tokens=peeked.max_tokens,
         context=peeked.context,
-        client=inbound.remote or "",
+        client=caller.client,
+        priority=caller.priority,
+        deadline=caller.deadline,
+        session=caller.session,
     )
 
 

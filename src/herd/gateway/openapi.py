@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from herd import __version__
 from herd.core.request import Outcome
@@ -47,6 +47,30 @@ class NewEngine(Struct, frozen=True, forbid_unknown_fields=True):
     url: str
 
 
+class LoadOrder(Struct, frozen=True, forbid_unknown_fields=True):
+    """Load a model on a node, named by name or id; without the rest as the engine is set."""
+
+    node: str
+    #: Tokens of context to load it with.
+    context: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    #: Seconds that it stays after its last request; below 0 for ever.
+    keep_alive: Annotated[float, Meta(le=1e9)] | None = None
+
+
+class UnloadOrder(Struct, frozen=True, forbid_unknown_fields=True):
+    """Let a model leave memory on a node, named by name or id."""
+
+    node: str
+
+
+class Ordered(Struct, frozen=True, kw_only=True):
+    """Where an order goes. What became of it, `/herd/v1/fleet` and the log tell."""
+
+    node: str
+    engine: str
+    model: str
+
+
 class Health(Struct, frozen=True, kw_only=True):
     """The router's own state. `problems` is empty when all is well."""
 
@@ -78,6 +102,9 @@ _TYPES: Final = (
     EngineList,
     EngineEntry,
     NewEngine,
+    LoadOrder,
+    UnloadOrder,
+    Ordered,
     Health,
     Error,
 )
@@ -140,6 +167,26 @@ def _paths() -> dict[str, Any]:
                 status=204,
                 parameters=[_path("node")],
                 errors=(403, 404),
+            )
+        },
+        "/herd/v1/models/{model}/load": {
+            "post": _operation(
+                "Have a node load a model (from the router's own machine)",
+                "Ordered",
+                status=202,
+                parameters=[_path("model")],
+                body="LoadOrder",
+                errors=(400, 403, 404),
+            )
+        },
+        "/herd/v1/models/{model}/unload": {
+            "post": _operation(
+                "Have a node let a model leave memory (from the router's own machine)",
+                "Ordered",
+                status=202,
+                parameters=[_path("model")],
+                body="UnloadOrder",
+                errors=(400, 403, 404),
             )
         },
     }

@@ -15,7 +15,7 @@ from typing import Final
 from aiohttp import web
 from msgspec import Struct
 
-from herd.core.actions import Dispatch, Target
+from herd.core.actions import Dispatch, Stay, Target
 from herd.core.request import Failure, Result
 from herd.engines.upstream import Upstream, UpstreamAnswer, UpstreamError
 from herd.fleet.driver import Ticket
@@ -177,13 +177,15 @@ class _Run:
         self._answer: UpstreamAnswer | None = None
         self._response: web.StreamResponse | None = None
         self._filter: Filter | None = None
+        self._said = Stay()
 
     async def run(self) -> web.StreamResponse:
         try:
             trivial = self._exchange.trivial(self._dispatch.target, self._started)
             if trivial is not None:
                 return await self._whole(trivial, {**self._herd_headers(), **_JSON}, Result())
-            outbound = self._exchange.outbound(self._dispatch.target)
+            outbound = self._exchange.outbound(self._dispatch.target, self._dispatch.stay)
+            self._said = outbound.stay
         except Untranslatable as error:
             raise self._untranslatable(error) from error
         answer = await self._send(outbound)
@@ -337,6 +339,7 @@ class _Run:
             self._dispatch.target,
             attempt=self._dispatch.attempt,
             dispatched=self._dispatch.decision.at,
+            stay=self._said,
         )
 
 

@@ -1,8 +1,9 @@
 """The door: the one way from the router to engines that listen on localhost only.
 
 It forwards `/engines/<id>/<path>` byte for byte in both directions, holds nothing back, and lets
-nobody in but the router of the present link. A client that hangs up cancels the handler, which
-closes the connection to the engine, which stops its work.
+nobody in but the router of the present link. What an engine is told to load or unload is read and
+written anew, so that nothing but the name of a model gets through. A client that hangs up cancels
+the handler, which closes the connection to the engine, which stops its work.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hmac
 from collections.abc import AsyncIterator, Callable
 
 import aiohttp
+import msgspec
 from aiohttp import hdrs, web
 from msgspec import Struct
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -30,6 +32,7 @@ TOKEN_OVERLAP = 10.0
 READ_PATHS = frozenset(
     {
         "/api/ps",
+        "/api/v1/models",
         "/api/show",
         "/api/tags",
         "/api/version",
@@ -42,6 +45,8 @@ READ_PATHS = frozenset(
         "/version",
     }
 )
+#: Bytes that an engine's instructions may have: they are a name and a number.
+MAX_CONTROL = 16 * 1024
 _METHODS = frozenset({"GET", "HEAD", "POST"})
 #: RFC 9110, section 7.6.1, and `Expect`, which the server side has answered already.
 _HOP_BY_HOP = frozenset(
@@ -71,6 +76,12 @@ _log = logger("door")
 class _Refusal(Struct, frozen=True):
     status: int
     reason: str
+
+
+class _Goal(Struct, frozen=True):
+    url: URL
+    #: The only shape of body that goes there; None for any body.
+    shape: type[Struct] | None = None
 
 
 class _TooLargeError(Exception):
@@ -174,7 +185,7 @@ class Door:
             if not self.in_flight:
                 self._idle.set()
 
-    def _goal(self, request: web.Request) -> URL | _Refusal:
+    def _goal(self, request: web.Request) -> _Goal | _Refusal:
         """Return the engine's URL for this request, or why there is none."""
         if not self.authenticate(request):
             return _Refusal(403, "the door token is missing or not the one of the present link")
@@ -186,35 +197,67 @@ class Door:
         if engine is None:
             return _Refusal(404, "there is no such engine on this node")
         # The path is compared as it came: a percent-encoded spelling is not on the list.
-        path = f"/{rest}"
+        return self._allowed(request, engine, f"/{rest}")
+
+    def _allowed(self, request: web.Request, engine: LocalEngine, path: str) -> _Goal | _Refusal:
+        if path in engine.controls:
+            return self._control(request, engine, path)
         if path not in engine.paths and path not in READ_PATHS:
             return _Refusal(403, f"the door does not serve the path {path}")
         if request.method not in _METHODS:
             return _Refusal(403, f"the door does not serve the method {request.method}")
         query = request.rel_url.raw_query_string
-        return URL(f"{engine.url}{path}{'?' if query else ''}{query}", encoded=True)
+        return _Goal(URL(f"{engine.url}{path}{'?' if query else ''}{query}", encoded=True))
 
-    async def _forward(self, request: web.Request, goal: URL) -> web.StreamResponse:
+    def _control(self, request: web.Request, engine: LocalEngine, path: str) -> _Goal | _Refusal:
+        if request.method != hdrs.METH_POST or request.rel_url.raw_query_string:
+            return _Refusal(403, f"the door takes nothing but a plain POST for {path}")
+        return _Goal(URL(f"{engine.url}{path}", encoded=True), engine.controls[path])
+
+    async def _forward(self, request: web.Request, goal: _Goal) -> web.StreamResponse:
+        if goal.shape is not None:
+            return await self._instruct(request, goal.url, goal.shape)
+        body = self._body(request, self._max_body) if request.body_exists else None
         if (request.content_length or 0) > self._max_body:
-            return self._too_large()
+            return self._too_large(self._max_body)
+        return await self._send(request, goal.url, _onward(request.headers, _KEPT_BACK), body)
+
+    async def _instruct(
+        self, request: web.Request, url: URL, shape: type[Struct]
+    ) -> web.StreamResponse:
+        """Forward what the engine is to load or unload, if it is that and nothing else."""
+        try:
+            body = b"".join([part async for part in self._body(request, MAX_CONTROL)])
+            told = msgspec.json.decode(body, type=shape)
+        except _TooLargeError:
+            return self._too_large(MAX_CONTROL)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            _log.warning("refused", peer=request.remote, path=request.path, cause=str(error))
+            return _error(403, "refused", f"the door does not pass this on: {error}")
+        headers = CIMultiDict({hdrs.CONTENT_TYPE: "application/json"})
+        return await self._send(request, url, headers, msgspec.json.encode(told))
+
+    async def _send(
+        self,
+        request: web.Request,
+        url: URL,
+        headers: CIMultiDict[str],
+        body: bytes | AsyncIterator[bytes] | None,
+    ) -> web.StreamResponse:
         if self._session is None:
             raise RuntimeError("the door is not open")
         try:
             async with self._session.request(
-                request.method,
-                goal,
-                headers=_onward(request.headers, _KEPT_BACK),
-                data=self._body(request) if request.body_exists else None,
-                allow_redirects=False,
+                request.method, url, headers=headers, data=body, allow_redirects=False
             ) as answer:
                 return await self._answer(request, answer)
         except _TooLargeError:
-            return self._too_large()
+            return self._too_large(self._max_body)
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error.__cause__, _TooLargeError):
-                return self._too_large()
+                return self._too_large(self._max_body)
             cause = str(error) or type(error).__name__
-            _log.warning("engine unreachable", url=str(goal), cause=cause)
+            _log.warning("engine unreachable", url=str(url), cause=cause)
             return _error(502, "unreachable", f"the engine does not answer: {cause}")
 
     async def _answer(
@@ -239,16 +282,16 @@ class Door:
         await response.write_eof()
         return response
 
-    async def _body(self, request: web.Request) -> AsyncIterator[bytes]:
+    async def _body(self, request: web.Request, most: int) -> AsyncIterator[bytes]:
         size = 0
         async for chunk in request.content.iter_any():
             size += len(chunk)
-            if size > self._max_body:
+            if size > most:
                 raise _TooLargeError
             yield chunk
 
-    def _too_large(self) -> web.Response:
-        return _error(413, "too_large", f"the request's body has more than {self._max_body} bytes")
+    def _too_large(self, most: int) -> web.Response:
+        return _error(413, "too_large", f"the request's body has more than {most} bytes")
 
 
 def _onward(headers: CIMultiDictProxy[str], kept_back: frozenset[str]) -> CIMultiDict[str]:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from herd.core.fleet import EngineReport
 from herd.engines.adapter import Adapter, SurveyCache
 from herd.engines.http import Http
-from herd.engines.registry import ADAPTERS, detect
+from herd.engines.registry import ADAPTERS, controls, detect
 from herd.engines.survey import survey_engine
 from herd.fleet.discovery import answers, is_loopback
 from herd.fleet.reported import HERE
@@ -52,6 +52,8 @@ class LocalEngine(Struct, frozen=True, kw_only=True):
 
     url: str
     paths: frozenset[str]
+    #: Paths on which it is told what to load, each with the only shape of body that it gets.
+    controls: Mapping[str, type[Struct]] = {}
 
 
 class Engines:
@@ -131,7 +133,9 @@ class _Watch:
     def local(self) -> LocalEngine | None:
         if self._adapter is None:
             return None
-        return LocalEngine(url=self._url, paths=self._adapter.paths)
+        return LocalEngine(
+            url=self._url, paths=self._adapter.paths, controls=controls(self._adapter.kind)
+        )
 
     async def look(self) -> None:
         if self._adapter is None:

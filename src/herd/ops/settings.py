@@ -22,7 +22,7 @@ APP = "herd"
 ROUTER_PORT = 11435
 DOOR_PORT = 11436
 #: Settings that are JSON objects where they stand in the environment.
-_OBJECTS = frozenset({"slots", "hardware"})
+_OBJECTS = frozenset({"slots", "hardware", "pins"})
 
 
 def default_data_dir() -> Path:
@@ -64,6 +64,14 @@ class RouterSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     drain_timeout: float = 30.0
     #: Largest request body that is accepted, in bytes.
     max_body: int = 256 * 1024 * 1024
+    #: Load models and unload them ahead of requests, by demand.
+    placement: bool = True
+    #: Models that are to stay in memory, each with the nodes on which, by name or id.
+    pins: dict[str, tuple[str, ...]] = {}
+    #: Load a model with one context for all its requests: `num_ctx` may be set in a request.
+    context_plan: bool = True
+    #: Whose `keep_alive` goes first where both the client and placement have one.
+    keep_alive: Literal["client", "herd"] = "client"
     keep_days: float = 90.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

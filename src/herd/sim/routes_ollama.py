@@ -136,6 +136,8 @@ class OllamaRoutes:
         if not asked.model:
             raise Problem(400, "model is required")
         entry = self._find(asked.model)
+        if not asked.messages and keep_alive(asked.keep_alive) == 0:
+            return await self._load(entry, asked, chat=True)
         _need(entry, asked.model, "chat", tools=bool(asked.tools), think=bool(asked.think))
         if not asked.messages:
             return await self._load(entry, asked, chat=True)
@@ -147,6 +149,9 @@ class OllamaRoutes:
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         asked = decode(await request.read(), ollama.GenerateRequest)
         entry = self._find(asked.model)
+        # Before anything is said of what the model can do: models that only embed go like this too.
+        if not asked.prompt and keep_alive(asked.keep_alive) == 0:
+            return await self._load(entry, asked, chat=False)
         if asked.raw and (asked.template or asked.system or asked.context):
             raise Problem(400, ollama.RAW_MIX)
         _need(entry, asked.model, "generate", think=bool(asked.think))

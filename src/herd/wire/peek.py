@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from herd.core.request import Prefix
+from herd.wire.caller import body_session
 from herd.wire.prefix import prefix_of
 
 #: Bytes of JSON text for a token; English prose has 4 to 5 letters a token, JSON some overhead.
@@ -49,6 +50,10 @@ class Peek(Struct, frozen=True, kw_only=True):
     unload: bool
     #: For finding the conversation in caches; empty with images, whose bytes are no tokens.
     prefix: Prefix = Prefix()
+    #: What the body calls its conversation; empty if it does not.
+    session: str = ""
+    #: OpenAI's `service_tier`, as it came.
+    tier: Any = None
 
 
 class _Body(Struct):
@@ -68,6 +73,10 @@ class _Body(Struct):
     options: Any = None
     keep_alive: Any = None
     think: Any = None
+    prompt_cache_key: Any = None
+    session_id: Any = None
+    metadata: Raw = Raw(b"")
+    service_tier: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -121,6 +130,8 @@ def _peek(body: bytes) -> Peek:
         and _is_nothing(found.input),
         unload=found.keep_alive in _ZERO and found.keep_alive is not False,
         prefix=Prefix() if images else _prefix(found),
+        session=body_session(found.prompt_cache_key, found.session_id, found.metadata),
+        tier=found.service_tier,
     )
 
 
