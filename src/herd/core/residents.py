@@ -13,8 +13,9 @@ would have to leave, which must have been there for a while. So however demand m
 at most `3600 / SPACING` loads an hour from here, spends at most `1 / SPACING_LOADS` of its time on
 them, and no model is evicted from here more often than `3600 / STAY_LEAST` times an hour.
 
-Pins are the owner's word: always in memory, loaded again when missing, never evicted from here,
-and their memory is taken for everybody else even while they are missing.
+Pins are the owner's word: always in memory, loaded again when missing, never evicted from here.
+As they are looked at first, and others are loaded on idle devices alone, nobody takes the memory
+of a pin that is missing.
 """
 
 from __future__ import annotations
@@ -348,14 +349,7 @@ class Residents:
             return []
         pinned = item.key in self._pinned
         held = [other for other in device.items if other.held]
-        reserved = sum(
-            other.need
-            for other in device.items
-            if self.pinned(other.key) and not other.held and other is not item
-        )
         short = item.need + sum(other.need for other in held) - device.budget
-        # Pins that do not fit beside one another do not keep one another out.
-        short += 0.0 if pinned else reserved
         if short <= 0.0:
             return []
         able = [
