@@ -250,7 +250,7 @@ class ContextPlan:
     def fit(self, request: Request, replica: ReplicaState, now: float, *, carries: bool) -> Fit:
         """Say what a request meets here, and what is to be named to the engine."""
         if replica.engine.kind != "ollama":
-            return _fixed_fit(request, replica.spec)
+            return self._fixed_fit(request, replica.spec)
         need = self.need(request)
         loaded = self.loaded(replica)
         if not carries:
@@ -303,6 +303,12 @@ class ContextPlan:
     def _token(self, replica: ReplicaState) -> float:
         """Bytes of a token of context: as seen of this model anywhere, else the prior."""
         return self._token_bytes.get(replica.key.model) or prior_token_bytes(replica.spec)
+
+    def _fixed_fit(self, request: Request, spec: Replica) -> Fit:
+        """What meets a request where the context was fixed when the engine was started."""
+        limit = spec.loaded_context or spec.context_length
+        short = bool(limit) and self._prompt(request, RARELY) >= limit
+        return Fit("short" if short else "fits", None, request.prompt_tokens, limit)
 
     def _uncarried_fit(
         self, request: Request, replica: ReplicaState, need: int, loaded: int
@@ -360,13 +366,6 @@ class ContextPlan:
             ratio = ratios.quantile(share) / 1000.0 / width
         factor: float = min(RATIO_MOST, max(1.0 / RATIO_MOST, ratio))
         return request.prompt_tokens * factor
-
-
-def _fixed_fit(request: Request, spec: Replica) -> Fit:
-    """What meets a request where the context was fixed when the engine was started."""
-    limit = spec.loaded_context or spec.context_length
-    short = bool(limit) and request.prompt_tokens > limit
-    return Fit("short" if short else "fits", None, request.prompt_tokens, limit)
 
 
 def carries(request: Request) -> bool:
