@@ -73,7 +73,8 @@ class Play:
     """A scheduler on a stage of its own, at 1000 seconds."""
 
     def __init__(self, **limits: Any) -> None:
-        self.scheduler = Scheduler(Policy(**limits))
+        # Loads ahead of requests and named contexts have tests of their own.
+        self.scheduler = Scheduler(Policy(**{"placement": False, "context_plan": False, **limits}))
         self.now = 1000.0
         #: Everything that was done, in order.
         self.actions: list[ac.Action] = []

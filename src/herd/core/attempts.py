@@ -9,12 +9,12 @@ from __future__ import annotations
 from msgspec import structs
 
 from herd.core import hedging, signals
-from herd.core.actions import Action, Cancel, Dispatch
+from herd.core.actions import Action, Cancel, Dispatch, Unload
 from herd.core.board import Board
 from herd.core.learning import hindsight, tokens_of
 from herd.core.placement import Choice, choose
 from herd.core.request import Attempt, AttemptEnding, Failure, Result
-from herd.core.state import NodeState, Running, Task
+from herd.core.state import NodeState, ReplicaState, Running, Task
 
 
 class Attempts:
@@ -39,9 +39,7 @@ class Attempts:
         decision = choice.decision(now)
         running = Running(task, replica, now, best, decision, board.answers)
         if running.loads:
-            for other in signals.evicted_by(replica):
-                if other.key.engine == replica.key.engine:
-                    other.evicted()
+            self._make_room(replica, actions)
             replica.loading_until = now + best.residency
         self._started += 1
         replica.last_used = self._started
@@ -67,8 +65,23 @@ class Attempts:
         where = f"{replica.key.node}/{replica.key.engine}"
         task.note(now, "hedged" if beside else "running", f"{where}: {decision.reason}")
         actions.append(
-            Dispatch(request.id, running.number, replica.target(), decision, beside=beside)
+            Dispatch(
+                request.id,
+                running.number,
+                replica.target(),
+                decision,
+                board.keeper.stay(request, replica, now),
+                beside=beside,
+            )
         )
+
+    def _make_room(self, replica: ReplicaState, actions: list[Action]) -> None:
+        """Let go of what a load puts out of memory, before the engine chooses otherwise."""
+        for other in signals.evicted_by(replica):
+            if other.key.engine == replica.key.engine:
+                if replica.node.residents is not None and not other.running:
+                    actions.append(Unload(other.target(), "a request needs its memory"))
+                other.evicted()
 
     def free(
         self,
@@ -113,6 +126,7 @@ class Attempts:
         _learn(running, attempt, result, now)
         if result.usage.completion_tokens is not None and task.request.operation != "embedding":
             self._board.answers.add(task.request, result.usage.completion_tokens, now)
+        self._board.keeper.finished(task.request, result, running.cached, now)
 
     def stop(self, running: Running, now: float, actions: list[Action]) -> NodeState:
         """Stop an attempt that is not needed any more; returns the device that is freer now."""

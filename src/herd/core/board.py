@@ -9,6 +9,7 @@ from msgspec import Struct
 from herd.core import budget
 from herd.core.actions import Action, Record, Refuse
 from herd.core.breaker import Rests
+from herd.core.keeper import Keeper
 from herd.core.learned import SharedTable
 from herd.core.lengths import AnswerLengths
 from herd.core.line import Line
@@ -50,6 +51,7 @@ class Board:
         self.answers = AnswerLengths()
         self.shared = SharedTable()
         self.timers = Timers()
+        self.keeper = Keeper(policy.pins, plan=policy.context_plan, place=policy.placement)
         self.rests = Rests(policy.rest, policy.rest_most)
         #: What second attempts the fleet can afford.
         self.retries = budget.retries()

@@ -41,6 +41,8 @@ class Placer:
         replicas = board.replicas(task.request.model)
         task.cost = signals.cost(task, replicas)
         board.line.add(task)
+        if replicas:
+            board.keeper.arrived(task.request, now)
         choice = choose(task, replicas, now)
         limit = board.policy.max_waiting
         if isinstance(choice, list):

@@ -22,6 +22,7 @@ from herd.core import refusals
 from herd.core.actions import Abort, Action, Release, SetTimer
 from herd.core.attempts import Attempts
 from herd.core.board import Board, Policy
+from herd.core.keeper import PLAN_EVERY
 from herd.core.learned import Learned, check
 from herd.core.lengths import AnswerLengths
 from herd.core.line import Line
@@ -221,6 +222,9 @@ class Scheduler:
             board.timers.set(("silence", report.node), now + board.policy.silence)
         changed = node.update(report, now)
         node.shared.tick(now)
+        board.keeper.reported(node)
+        if joined and board.policy.placement:
+            board.timers.bring_forward(("keep", ""), now + PLAN_EVERY)
         if changed or joined:
             board.index()
         # A report from a node that was leaving means that it has thought better of it.
@@ -319,6 +323,9 @@ class Scheduler:
                     wait = task.booking.hold if task.booking is not None else None
                     refusal = refusals.expired(now - task.since, wait)
                     board.refuse(task, refusal, now, actions)
+            elif kind == "keep" and board.nodes:
+                board.timers.set(("keep", ""), now + PLAN_EVERY)
+                actions += board.keeper.look(board.nodes, board.line.models, now)
             elif kind == "hedge" and name in board.tasks:
                 self._attempts.hedge(board.tasks[name], now, actions)
             elif kind == "look":

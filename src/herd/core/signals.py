@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from herd.core import priors
+from herd.core import inventory, priors
+from herd.core.contexts import carries
 from herd.core.decision import Exclusion
 from herd.core.fleet import ReplicaKey
 from herd.core.request import Request
@@ -31,6 +32,11 @@ def exclusion(
     if gone:
         return Exclusion("unreachable", gone)
     engine, spec = replica.engine, replica.spec
+    contexts = replica.node.contexts
+    if contexts is not None:
+        fit = contexts.fit(request, replica, replica.node.heard, carries=carries(request))
+        if fit.verdict == "short":
+            return Exclusion("context", f"prompt exceeds the context of {fit.limit}")
     if engine.kind not in request.kinds:
         return Exclusion("incapable", f"{engine.kind} does not serve {request.endpoint}")
     missing = request.needs.difference(spec.capabilities)
@@ -199,7 +205,11 @@ def evicted_by(replica: ReplicaState) -> list[ReplicaState]:
 
     None if it is there already, if there is room, or if the device's memory is unknown.
     """
-    budget = priors.memory_budget(replica.node.report.hardware)
+    node = replica.node
+    if node.residents is not None and node.contexts is not None:
+        found = inventory.victims(replica, node.residents, node.contexts, node.heard)
+        return found[0] if found is not None else []
+    budget = priors.memory_budget(node.report.hardware)
     if replica.occupied or budget is None:
         return []
     others = [other for other in replica.node.siblings(replica) if other.occupied]
@@ -233,6 +243,8 @@ def _memory(replica: ReplicaState, now: float) -> tuple[float, float]:
     """Seconds lost to evicting others, and seconds until evicting is possible."""
     out = evicted_by(replica)
     cost = RELOADED * sum(other.learning.rates.load for other in out)
+    if replica.node.residents is not None:
+        cost = replica.node.residents.cost(other.key for other in out)
     busy = [end for end, _, where in replica.node.busy(now) if where in out] if out else ()
     return cost, max(busy, default=0.0)
 
@@ -251,6 +263,11 @@ def _too_big(replica: ReplicaState) -> Exclusion | None:
     budget = priors.memory_budget(replica.node.report.hardware)
     need = priors.memory_need(replica.spec)
     if budget is None or need <= budget:
+        node = replica.node
+        if node.residents is not None and node.contexts is not None:
+            out = inventory.victims(replica, node.residents, node.contexts, node.heard)
+            if out is None:
+                return Exclusion("too_big", "models that its owner has pinned leave too little")
         return None
     return Exclusion(
         "too_big", f"model needs {need / 1e9:.1f} GB, device can give {budget / 1e9:.1f} GB"
@@ -259,6 +276,10 @@ def _too_big(replica: ReplicaState) -> Exclusion | None:
 
 def _context(request: Request, replica: ReplicaState) -> float:
     """Seconds of the reload that Ollama makes when a request wants another context."""
+    contexts = replica.node.contexts
+    if contexts is not None:
+        fit = contexts.fit(request, replica, replica.node.heard, carries=carries(request))
+        return replica.learning.rates.load if fit.verdict == "reloads" else 0.0
     loaded = replica.spec.loaded_context
     if replica.engine.kind != "ollama" or not replica.resident or not loaded:
         return 0.0

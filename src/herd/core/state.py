@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Struct, structs
 
@@ -28,6 +28,10 @@ from herd.core.request import (
     Result,
     Transition,
 )
+
+if TYPE_CHECKING:
+    from herd.core.contexts import ContextPlan
+    from herd.core.residents import Residents
 
 #: A request's state; `docs/architecture.md` has a paragraph for each.
 TaskState = Literal["waiting", "running", "streaming", "ended"]
@@ -242,8 +246,8 @@ class Running:
         self.crowd_first = 0.0
         #: Predicted seconds of a load that it waits for; whether it is the one that begins it.
         self.load = best.residency
-        self.cold = best.residency > 0.0
-        self.loads = self.cold and replica.loading_until <= 0.0
+        self.cold = best.residency > 0.0 or best.context > 0.0
+        self.loads = best.residency > 0.0 and replica.loading_until <= 0.0
         #: Tokens of its prompt that were cached, once it has ended.
         self.cached = 0.0
 
@@ -428,6 +432,7 @@ class NodeState:
         "_work",
         "_worked",
         "breakers",
+        "contexts",
         "crowd",
         "draining",
         "heard",
@@ -436,6 +441,7 @@ class NodeState:
         "replicas",
         "report",
         "reserved",
+        "residents",
         "rests",
         "running",
         "shared",
@@ -450,6 +456,9 @@ class NodeState:
         #: What has been learned of this device that holds for all models, and of the models.
         self.shared = table.device(report.node)
         self.table = table
+        #: The context plan and placement, as far as they are wanted.
+        self.contexts: ContextPlan | None = None
+        self.residents: Residents | None = None
         #: How crowded the device was, as far as by us.
         self.crowd = Crowd()
         self.load: Load = report.load

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from typing import Literal
 
-TimerKind = Literal["patience", "silence", "look", "urgent", "hedge"]
+TimerKind = Literal["patience", "silence", "look", "urgent", "hedge", "keep"]
 #: What a timer is for: its kind, and the request or node.
 TimerName = tuple[TimerKind, str]
 

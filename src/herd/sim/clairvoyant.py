@@ -92,6 +92,9 @@ class Clairvoyant:
     def woken(self) -> None:
         """Do nothing."""
 
+    def load_ended(self, site: Site, model: str, error: str) -> None:
+        """Do nothing: it orders no loads."""
+
     def _wait(self, record: Record) -> None:
         tried = self._tried.get(record.id, ())
         turn = record.arrival.turn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from herd.core import actions as do
 from herd.core import events as ev
-from herd.core.fleet import Load, NodeReport
+from herd.core.fleet import Load, NodeReport, ReplicaKey
 from herd.core.request import Failure, Outcome, Result
 from herd.core.scheduler import Policy, Scheduler
 from herd.sim.records import Site
@@ -69,12 +69,26 @@ class HerdRouter:
         """Pass it on."""
         self._feed(ev.TimerDue())
 
+    def load_ended(self, site: Site, model: str, error: str) -> None:
+        """Pass it on."""
+        replica = ReplicaKey(site.name, site.device.engine, model)
+        self._feed(ev.PreloadEnded(replica, error))
+
     def _feed(self, event: ev.Event) -> None:
         world = self.world
         for action in self.scheduler.handle(event, world.now):
             match action:
-                case do.Dispatch(request=request, target=target, beside=beside):
-                    world.send(request, world.site(target.replica.node), beside=beside)
+                case do.Dispatch(request=request, target=target, stay=stay, beside=beside):
+                    site = world.site(target.replica.node)
+                    world.send(
+                        request,
+                        site,
+                        context=stay.context,
+                        keep_alive=stay.keep_alive,
+                        beside=beside,
+                    )
+                case do.Preload() | do.Unload():
+                    self._order(action)
                 case do.Abort(request=request, attempt=attempt, failure=failure):
                     world.abort(request, attempt, failure)
                 case do.Cancel(request=request, attempt=attempt):
@@ -87,3 +101,11 @@ class HerdRouter:
                         world.refuse(outcome.request.id)
                 case do.Hold() | do.Refuse() | do.Release():
                     pass  # a refusal is followed by its record
+
+    def _order(self, order: do.Preload | do.Unload) -> None:
+        site, model = self.world.site(order.target.replica.node), order.target.model
+        if isinstance(order, do.Unload):
+            self.world.unload(site, model)
+        else:
+            stay = order.stay
+            self.world.load(site, model, context=stay.context, keep_alive=stay.keep_alive)

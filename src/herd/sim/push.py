@@ -111,6 +111,9 @@ class PushRouter:
     def woken(self) -> None:
         """Do nothing."""
 
+    def load_ended(self, site: Site, model: str, error: str) -> None:
+        """Do nothing: these policies order no loads."""
+
     def _ended(self, request: str, result: Result | None) -> Site:
         site = self._sent.pop(request)
         self._count(site, self.world.records[request].arrival.request.model, -1)

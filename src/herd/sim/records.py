@@ -126,7 +126,8 @@ class Run(Struct, frozen=True):
 
     fleet: Fleet
     records: list[Record]
-    #: Models that were loaded.
+    #: Models that were loaded, and how many of those only because a request named another context.
     loads: int
+    reloads: int
     #: When the last request ended.
     end: float

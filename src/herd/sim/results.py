@@ -47,6 +47,7 @@ class Metrics(Struct, frozen=True, kw_only=True):
     rejected: int
     retries: int
     loads: int
+    reloads: int
     #: Share of all prompt tokens that were found in a cache.
     reused: float
     #: Share of the completed requests by device.
@@ -91,6 +92,7 @@ def metrics(run: Run, outcomes: Iterable[Outcome] = ()) -> Metrics:
         rejected=sum(record.ending == "rejected" for record in run.records),
         retries=sum(max(0, record.attempts - 1) for record in run.records),
         loads=run.loads,
+        reloads=run.reloads,
         reused=sum(record.cached for record in done) / prompts,
         shares={
             device.name: count / len(done)

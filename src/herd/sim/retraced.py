@@ -68,5 +68,8 @@ class Retraced:
     def heard(self, site: Site, load: Load) -> None:
         """Do nothing."""
 
+    def load_ended(self, site: Site, model: str, error: str) -> None:
+        """Do nothing: it orders none."""
+
     def gone(self, site: Site, reason: str) -> None:
         """Do nothing."""

@@ -67,9 +67,12 @@ class Router(Protocol):
     def woken(self) -> None:
         """Note that the time last asked for by `world.wake` has come."""
 
+    def load_ended(self, site: Site, model: str, error: str) -> None:
+        """Note that a load ordered by `world.load` is over; `error` is empty if it went well."""
+
 
 class World:
-    """One run. `sites`, `now` and the four orders are for the router."""
+    """One run. `sites`, `now` and the six orders are for the router."""
 
     def __init__(
         self,
@@ -97,6 +100,9 @@ class World:
         self._ended = 0
         self._wake: float | None = None
         self._loads = 0
+        self._reloads = 0
+        #: Loads that the router has ordered, by the id of their job.
+        self._ordered: dict[str, tuple[Site, str]] = {}
         self._by_name = {site.name: site for site in self.sites}
 
     def run(self) -> Run:
@@ -114,7 +120,11 @@ class World:
             missing = [record.id for record in self.records.values() if record.ending is None]
             raise RuntimeError(f"the run does not end: {len(missing)} open, such as {missing[:3]}")
         return Run(
-            fleet=self.fleet, records=list(self.records.values()), loads=self._loads, end=self.now
+            fleet=self.fleet,
+            records=list(self.records.values()),
+            loads=self._loads,
+            reloads=self._reloads,
+            end=self.now,
         )
 
     def site(self, name: str) -> Site:
@@ -123,10 +133,20 @@ class World:
 
     # Orders
 
-    def send(self, request: str, site: Site, *, beside: bool = False) -> int:
+    def send(
+        self,
+        request: str,
+        site: Site,
+        *,
+        context: int | None = None,
+        keep_alive: float | None = None,
+        beside: bool = False,
+    ) -> int:
         """Send a request to a device; return the attempt's number, from 1.
 
-        With `beside`, while another of its attempts is out: the first to answer wins.
+        `context` and `keep_alive` replace what the client asks of the engine, where the dialect
+        has a place for them and the engine takes them. With `beside`, while another of its attempts
+        is out: the first to answer wins.
         """
         record = self.records[request]
         if record.ending is not None or (record.attempt is not None) != beside or record.beside:
@@ -136,6 +156,7 @@ class World:
         record.site = site.index
         turn = record.arrival.turn
         known = turn.prefix if turn.cached_as is None else turn.cached_as
+        told = turn.request.dialect == "ollama" and site.device.kind.engine == "ollama"
         job = Job(
             id=f"{request}#{record.attempts}",
             model=turn.request.model,
@@ -144,6 +165,8 @@ class World:
             prompt=known.hashes,
             produced=turn.produced,
             block=max(1, known.block),
+            context=(context or turn.request.context) if told else None,
+            keep_alive=keep_alive if told else None,
         )
         attempt = Attempt(record, record.attempts, site, job)
         if beside:
@@ -172,6 +195,24 @@ class World:
         """End a request that gets no further attempt."""
         record = self.records[request]
         self._end(record, "failed" if record.attempts else "rejected")
+
+    def load(
+        self,
+        site: Site,
+        model: str,
+        *,
+        context: int | None = None,
+        keep_alive: float | None = None,
+    ) -> None:
+        """Have a device load a model that no request asks for yet; `load_ended` follows."""
+        self._order += 1
+        job = Job(id=f"load#{self._order}", model=model, context=context, keep_alive=keep_alive)
+        self._ordered[job.id] = site, model
+        self._soon(self._load, site, job)
+
+    def unload(self, site: Site, model: str) -> None:
+        """Have a device let a model leave memory as soon as it is idle."""
+        self._soon(self._unload, site, model)
 
     def wake(self, at: float) -> None:
         """Call `woken` at this time; replaces the time asked for before."""
@@ -227,6 +268,23 @@ class World:
         site.engine.submit(attempt.job, self.now)
         self._retime(site)
 
+    def _load(self, site: Site, job: Job) -> None:
+        if not site.present:
+            self._loaded(job.id, f"{site.name} is not there")
+            return
+        site.engine.submit(job, self.now)
+        self._retime(site)
+
+    def _loaded(self, job: str, error: str) -> None:
+        site, model = self._ordered.pop(job)
+        site.changed = True
+        self._soon(self.router.load_ended, site, model, error)
+
+    def _unload(self, site: Site, model: str) -> None:
+        if site.present:
+            site.engine.unload(model, self.now)
+            self._retime(site)
+
     def _retime(self, site: Site) -> None:
         due = site.engine.next_due()
         if due != site.due:
@@ -248,6 +306,10 @@ class World:
             site.changed = True
         elif isinstance(event, engine.Loaded | engine.Evicted):
             site.changed = True
+            self._reloads += isinstance(event, engine.Evicted) and event.reason == "context"
+        elif event.job in self._ordered:
+            error = event.reason if isinstance(event, engine.Rejected) else ""
+            self._loaded(event.job, error)
         elif (attempt := site.attempts.get(event.job)) is None:
             return
         elif isinstance(event, engine.Started):
@@ -357,6 +419,8 @@ class World:
         site.due = None
         lost = list(site.attempts.values())
         site.attempts.clear()
+        for job in [job for job, (where, _) in self._ordered.items() if where is site]:
+            self._loaded(job, "the connection broke")
         self.router.gone(site, "its link ended")
         for attempt in lost:
             failure = Failure(kind="broken", message="the connection broke", retryable=True)
