@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -95,6 +95,7 @@ class LlamaServer:
         api_key: str = "",
         models_dir: Path | None = None,
         extra: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.log = log
         self.alias = alias
@@ -108,6 +109,7 @@ class LlamaServer:
         self._arguments += ["--api-key", api_key] if api_key else []
         self._models_dir = models_dir
         self._extra = tuple(extra)
+        self._environment = {**os.environ, **(environment or {})}
 
     @property
     def url(self) -> str:
@@ -148,7 +150,11 @@ class LlamaServer:
             command += ["--model", str(files.model), "--alias", self.alias]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, *self._extra], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [*command, *self._extra],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=self._environment,
             )
         if wait:
             try:

@@ -1,0 +1,34 @@
+"""Chats on three real devices of unequal speed: all are answered, and it is not slow for it.
+
+How much better than least connections Herd is, is measured by `benchmarks.unequal` in half an
+hour; what fits in a minute leaves much to chance, and only a gross fault shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import unequal
+from benchmarks.unequal import Plan
+from devtools.quota import QuotaUnavailable
+
+pytestmark = pytest.mark.real
+
+#: Herd's mean may be this much longer before it counts as a fault.
+MARGIN = 1.5
+
+
+def test_chats_on_unequal_devices(llama: None, tmp_path: Path) -> None:
+    try:
+        found = unequal.measure(
+            Plan(repeats=1, seconds=8.0, load=0.6), tmp_path, lambda _line: None
+        )
+    except QuotaUnavailable as error:
+        pytest.skip(str(error))
+
+    peer, herd = found.results
+    assert (peer.failed, herd.failed) == ([], [])
+    assert herd.requests == peer.requests > 0
+    assert herd.mean < MARGIN * peer.mean, (herd, peer)
