@@ -15,15 +15,16 @@ from typing import Final
 
 from msgspec import Struct
 
-#: Words that are one token each, the space before them included.
+#: Words that are one token each, the space before them included; about four bytes a token, as
+#: English prose has with its longer words, names and marks.
 _TEXT: Final = (
-    "time year people way day man thing woman life child world school state family student group "
-    "country problem hand part place case week company system program question work government "
-    "number night point home water room mother area money story fact month lot right study book "
-    "eye job word business issue side kind head house service friend father power hour game line "
-    "end member law car city community name president team minute idea kid body information back "
-    "parent face others level office door health person art war history party result change "
-    "morning reason research girl guy moment air teacher force education"
+    "the and of to in is it for on with as was at be this have from or by one had not but what all "
+    "were when we there can an your which their said if do will each about how up out them then "
+    "she many some so these would other into has more her two like him see time could no make than "
+    "first been its who now people my made over did down only way find use may water long little "
+    "very after words called just where most know get through back much before go good new write "
+    "our used me man too any day same right look think also around came come work three word must "
+    "because does part even place well such here take why help put years different away again off"
 )
 WORDS: Final = tuple(_TEXT.split())
 #: Tokens that the chat template adds to a message.
