@@ -2,7 +2,7 @@
 .POSIX:
 .SUFFIXES:
 .NOTPARALLEL:
-.PHONY: help demo test lint types unit serial bench engines system clean
+.PHONY: help demo test lint types unit serial bench bench-unequal engines system clean
 
 # The newest Python that really runs: a version manager's shims exist for versions that it has not.
 # Choose another by `make PYTHON=python3.12 ...`.
@@ -23,6 +23,7 @@ help:
 	@echo 'make types    mypy --strict'
 	@echo 'make unit     tests without real engines, network namespaces and browser'
 	@echo 'make bench    what the router costs'
+	@echo 'make bench-unequal  Herd beside least connections on three real devices (Linux, root)'
 	@echo 'make engines  install the real engines that the demo and the tests use'
 	@echo 'make clean    remove what the above have made in this folder'
 
@@ -47,6 +48,9 @@ serial: $(READY)
 
 bench: $(READY)
 	$(RUN) -m benchmarks.overhead
+
+bench-unequal: $(READY)
+	$(RUN) -m benchmarks.unequal
 
 engines: $(READY)
 	@$(RUN) -m devtools.engines llama-server || echo 'What needs llama-server will be skipped.'

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 import msgspec
 import openai
 from msgspec import Struct
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -171,8 +172,9 @@ def show(found: Figures, console: Console) -> None:
         cells = [f"{rates[model].prefill:.0f}, {rates[model].decode:.0f}" for model in SHARES]
         speeds.add_row(device.name, str(device.threads), f"{device.cores:g}", *cells)
     console.print(speeds)
-    table = Table(title="Seconds, by repeat", title_justify="left")
-    names = ("seed", "arm", "requests", "mean", "p50", "p95", "first mean", "first p95", "used")
+    title = "Seconds: completion and first token; shares of the devices"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    names = ("seed", "arm", "asked", "mean", "p50", "p95", "first", "p95", "used")
     for name in (*names, *(device.name for device in found.devices)):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for result in sorted(found.results, key=lambda result: (result.seed, result.arm)):
@@ -342,7 +344,7 @@ def _line(result: Result) -> str:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=5, help="how often; 5")
-    parser.add_argument("--seconds", type=float, default=60.0, help="in which sessions start; 60")
+    parser.add_argument("--seconds", type=float, default=45.0, help="in which sessions start; 45")
     parser.add_argument(
         "--load", type=float, default=0.75, help="of the capacity in that time; 0.75"
     )
