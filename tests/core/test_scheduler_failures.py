@@ -106,9 +106,10 @@ def test_no_replica_is_left_to_try(play: Play) -> None:
 def test_a_retry_keeps_its_place_in_the_queue(twins: Play) -> None:
     for name in "abcd":
         twins.ask(name)
-    twins.then("a runs on left", "b runs on right", "c waits for left", "d waits for left")
+    twins.then("a runs on left", "b runs on right", "c waits for left", "d waits for right")
     twins.fail("a")
-    assert [*twins.scheduler.waiting["m:latest"]] == ["a", "c", "d"]
+    waiting = [task.request.id for task in twins.scheduler.line.ordered(["m:latest"])]
+    assert waiting == ["a", "c", "d"]
     twins.skip()
     twins.finish("b")
     twins.then("b completed", "a runs on right, attempt 2")

@@ -134,7 +134,7 @@ def test_a_lost_node_is_forgotten_with_the_last_of_its_work(play: Play) -> None:
     play.first("a")
     play.gone("n")
     play.finish("a")
-    assert play.scheduler._ghosts == {}
+    assert play.scheduler.board.ghosts == {}
 
 
 def test_a_lost_node_that_was_leaving_is_released_all_the_same(play: Play) -> None:

@@ -207,7 +207,9 @@ class Fleet(RuleBasedStateMachine):
     @invariant()
     def books_agree(self) -> None:
         assert set(self.scheduler.tasks) == self.open, "no request lost or invented"
-        waiting = {name for queue in self.scheduler.waiting.values() for name in queue}
+        line = self.scheduler.line
+        waiting = {task.request.id for task in line.ordered(list(line.models))}
+        assert len(waiting) == len(line), "everybody in the line comes by once"
         assert waiting == self.open - set(self.running), "open is waiting or running"
         for node in self.scheduler.nodes.values():
             counted = sum(len(replica.running) for replica in node.replicas.values())

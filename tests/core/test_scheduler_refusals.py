@@ -117,8 +117,8 @@ def test_the_queue_is_bounded() -> None:
     )
     refusal = play.refusal("d")
     assert refusal.message.startswith("server busy")
-    # Half of a, b and c, each 10.02 seconds long.
-    assert refusal.retry_after == pytest.approx(2.5 * 10.02)
+    # a, b and c, each 10.02 seconds long.
+    assert refusal.retry_after == pytest.approx(3 * 10.02)
 
 
 def test_a_full_queue_keeps_nobody_from_an_idle_device() -> None:

@@ -93,15 +93,6 @@ def test_the_load_is_that_of_the_last_beat(play: Play) -> None:
     assert look(play).nodes[0].load == Load(cpu=0.1)
 
 
-def test_a_request_without_hope_of_a_plan_is_listed_without_one(play: Play) -> None:
-    """Its engine has gone down since it was placed, and nobody has looked yet."""
-    play.node("n", model())
-    play.ask("a")
-    play.ask("b")
-    play.scheduler.nodes["n"].draining = True
-    assert [r.replica is None for r in look(play).requests] == [False, True]
-
-
 def test_a_long_queue_is_counted_and_its_oldest_listed() -> None:
     play = Play(max_waiting=1000)
     play.node("n", model())

@@ -74,3 +74,5 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
     chosen: ReplicaKey
     estimates: tuple[Estimate, ...]
     reason: str
+    #: Candidates of a large fleet that are not among the estimates.
+    more: int = 0

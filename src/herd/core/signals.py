@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from msgspec import Struct
+
 from herd.core import priors
 from herd.core.decision import Estimate, Exclusion, Signals
 from herd.core.fleet import ReplicaKey
 from herd.core.request import Request
-from herd.core.state import ReplicaState, Task
+from herd.core.state import Busy, NodeState, ReplicaState, Task
 
 #: A prompt's tokens are estimated from its bytes and may be this much too many.
 PROMPT_UNCERTAINTY = 1.25
 #: Engines read the end of a prompt anew even where they have all of it.
 CACHED_MOST = 0.98
+BEHIND = 2.0
 #: Share of the time to reload an evicted model that is expected to be spent: about every third is
 #: asked for again before it would have left by itself. An order of magnitude, to be learned.
 RELOADED = 0.3
@@ -63,37 +66,164 @@ def context_limit(replica: ReplicaState) -> int:
     return spec.loaded_context or spec.context_length
 
 
-def estimate(
-    task: Task, replica: ReplicaState, *, answer: float, wait: float, now: float
-) -> tuple[Estimate, float]:
-    """Predict the completion of a request for which a slot here is free after `wait` seconds.
+class Candidate(Struct, frozen=True, gc=False):
+    """A replica that could serve a request, as it looks now. Seconds; see `decision.Signals`."""
 
-    `answer` is the expected number of tokens to generate. Also returns the seconds for which the
-    request would have to be held back: for the slot, for memory, or while the replica rests.
+    replica: ReplicaState
+    #: Until the request would be done, with what others lose by it.
+    total: float
+    #: For which it has to be held back first: for a slot, for memory, while the replica rests, or
+    #: because it would rather have the device for itself.
+    hold: float
+    #: That it would take from then on if it had the device for itself: load, prefill and decode.
+    work: float
+    #: The part of `work` before the first token.
+    lead: float
+    residency: float
+    memory: float
+    speed: float
+    saved: float
+    harm: float
+    context: float
+    bypass: float
+
+    def signals(self) -> Signals:
+        """Name its parts."""
+        return Signals(
+            residency=self.residency,
+            memory=self.memory,
+            queue=self.hold + self.bypass,
+            speed=self.speed,
+            affinity=self.harm - self.saved,
+            context=self.context,
+        )
+
+    def estimate(self) -> Estimate:
+        """Put it into the words of a decision."""
+        parts = self.signals()
+        return Estimate(replica=self.replica.key, signals=parts, total=parts.total, harm=self.harm)
+
+
+def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
+    """Predict the completion of a waiting request on a replica that can serve it.
+
+    Those that run on the device, and those that are planned to and stand before the request in the
+    line, delay it and are delayed by it, by as much work as both have left while they share the
+    device: both losses count. Where it is sooner to wait until the device is idle, it waits.
     """
-    request, rates = task.request, replica.learning.rates
-    memory, memory_wait = _memory(replica, now)
-    hold = max(wait, memory_wait, replica.down_until - now, 0.0)
-    beside = _beside(replica, hold, now)
-    share = priors.slowdown(replica.engine.kind, len(beside) + 1)
-    speed = rates.overhead + share * (request.prompt_tokens / rates.prefill + answer / rates.decode)
-    cached = min(replica.cache.cached(task.prefix), CACHED_MOST * request.prompt_tokens)
-    saved = share * cached / rates.prefill
-    harm = _harm(replica, speed - saved, beside)
-    signals = Signals(
-        residency=_residency(replica, now, hold),
-        memory=memory,
-        queue=hold + _bypass(replica) * speed,
-        speed=speed,
-        affinity=harm - saved,
-        context=_context(request, replica),
+    request, rates, node = task.request, replica.learning.rates, replica.node
+    saved = 0.0
+    if task.prefix.hashes:
+        cached = min(replica.cache.cached(task.prefix), CACHED_MOST * request.prompt_tokens)
+        saved = cached / rates.prefill
+    prefill = request.prompt_tokens / rates.prefill
+    decode = task.answer / rates.decode
+    alone = rates.overhead + prefill + decode
+    residency = 0.0 if replica.resident else _load(replica, now)
+    memory = 0.0
+    hold = max(0.0, replica.down_until - now)
+    if not replica.occupied:
+        memory, memory_wait = _memory(replica, now)
+        hold = max(hold, memory_wait)
+    if node.reserved is not None:
+        hold = max(hold, _stand_back(task, replica, now))
+    speed, harm = alone, 0.0
+    if node.running or node.planned:
+        ahead = _ahead(task, node, now)
+        if ahead:
+            hold = max(hold, _slot_wait(replica, ahead))
+            mine = alone - saved
+            count, shared = 0, 0.0
+            for end, work, _ in ahead:
+                if end > hold:
+                    count += 1
+                    shared += min(mine, work, end - hold)
+            if count:
+                loss = replica.drag(count) * shared
+                speed, harm = alone + loss, loss
+        if node.planned and BEHIND:
+            order = task.order
+            behind = sum(
+                other.order > order for other in node.planned.values() if other is not task
+            )
+            harm += BEHIND * behind * replica.drag(1) * (alone - saved)
+    if residency > 0.0 and replica.loading_until > 0.0:
+        # The load goes on while the request is held back.
+        residency = max(0.0, residency - hold)
+    context = _context(request, replica)
+    bypass = _bypass(replica) * speed if replica.engine.running is not None else 0.0
+    lead = residency + context + rates.overhead + prefill - saved
+    return Candidate(
+        replica,
+        residency + memory + hold + bypass + speed + harm - saved + context,
+        hold,
+        lead + decode,
+        lead,
+        residency,
+        memory,
+        speed,
+        saved,
+        harm,
+        context,
+        bypass,
     )
-    return Estimate(replica=replica.key, signals=signals, total=signals.total, harm=harm), hold
 
 
-def slot_waits(replica: ReplicaState, now: float) -> list[float]:
-    """Predicted seconds until each slot that is taken is free again, soonest first."""
-    return sorted(running.remaining(now) for running in replica.running.values())
+def cost(task: Task, replicas: Iterable[ReplicaState]) -> float:
+    """Seconds that a request takes alone on the best device for it, with the model in memory."""
+    prompt, answer = task.request.prompt_tokens, task.answer
+    return min(
+        (
+            rates.overhead + prompt / rates.prefill + answer / rates.decode
+            for rates in [replica.learning.rates for replica in replicas]
+        ),
+        default=0.0,
+    )
+
+
+def _ahead(task: Task, node: NodeState, now: float) -> list[Busy]:
+    """What stands before the task on a device: what runs, and what is planned to before it."""
+    busy = node.busy(now)
+    if not node.planned:
+        return busy
+    order = task.order
+    planned = [
+        (max(0.0, booking.at + booking.hold - now) + booking.work, booking.work, booking.replica)
+        for other in node.planned.values()
+        if other.order < order and (booking := other.booking) is not None and other is not task
+    ]
+    return busy + planned if planned else busy
+
+
+def _slot_wait(replica: ReplicaState, ahead: list[Busy]) -> float:
+    """Seconds until a slot of the replica is free."""
+    ends = [end for end, _, where in ahead if where is replica]
+    over = len(ends) - max(1, replica.spec.slots)
+    if over < 0:
+        return 0.0
+    ends.sort()
+    return ends[over]
+
+
+def _load(replica: ReplicaState, now: float) -> float:
+    """Seconds of a load that is needed, or left of one that is under way."""
+    if replica.loading_until > 0.0:
+        # One that takes longer than predicted is expected to be done any moment now.
+        return max(0.1, replica.loading_until - now)
+    return replica.learning.rates.load
+
+
+def _stand_back(task: Task, replica: ReplicaState, now: float) -> float:
+    """Seconds to leave the device to somebody before this task who waits for its memory.
+
+    Without this a busy model would never become idle, and the cold one would starve.
+    """
+    reserved = replica.node.reserved
+    if reserved is None or reserved.task is task or reserved.replica == replica.key:
+        return 0.0
+    if reserved.task.order > task.order:
+        return 0.0
+    return max(0.05, reserved.until - now)
 
 
 def evicted_by(replica: ReplicaState) -> list[ReplicaState]:
@@ -116,27 +246,6 @@ def evicted_by(replica: ReplicaState) -> list[ReplicaState]:
     return out
 
 
-def _beside(replica: ReplicaState, hold: float, now: float) -> list[float]:
-    """Predicted seconds that each request on the device still runs beside one that starts then."""
-    if not replica.node.running:
-        return []
-    ends = (
-        running.remaining(now) - hold
-        for other in replica.node.replicas.values()
-        for running in other.running.values()
-    )
-    return [end for end in ends if end > 0.0]
-
-
-def _harm(replica: ReplicaState, work: float, beside: list[float]) -> float:
-    """Seconds that those who run on the device lose, together, to `work` seconds beside them."""
-    if not beside:
-        return 0.0
-    kind = replica.engine.kind
-    slower = priors.slowdown(kind, len(beside) + 1) / priors.slowdown(kind, len(beside)) - 1.0
-    return slower * sum(min(work, end) for end in beside)
-
-
 def _bypass(replica: ReplicaState) -> float:
     """Turns of others that come first on the engine, by its own count of what it runs.
 
@@ -152,22 +261,12 @@ def _bypass(replica: ReplicaState) -> float:
     return max(0, min(foreign, over)) / max(1, replica.spec.slots)
 
 
-def _residency(replica: ReplicaState, now: float, hold: float) -> float:
-    if replica.resident:
-        return 0.0
-    if replica.loading_until > 0.0:
-        # A load that takes longer than predicted is expected to be done any moment now. It goes on
-        # while the request is held back.
-        return max(0.0, max(0.1, replica.loading_until - now) - hold)
-    return replica.learning.rates.load
-
-
 def _memory(replica: ReplicaState, now: float) -> tuple[float, float]:
     """Seconds lost to evicting others, and seconds until evicting is possible."""
     out = evicted_by(replica)
     cost = RELOADED * sum(other.learning.rates.load for other in out)
-    waits = [wait for other in out for wait in slot_waits(other, now)]
-    return cost, max(waits, default=0.0)
+    busy = [end for end, _, where in replica.node.busy(now) if where in out] if out else ()
+    return cost, max(busy, default=0.0)
 
 
 def _held(replicas: Iterable[ReplicaState]) -> float:

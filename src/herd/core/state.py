@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Final, Literal
 
 from msgspec import Struct, structs
 
@@ -29,23 +29,60 @@ from herd.core.request import (
 TaskState = Literal["waiting", "running", "streaming", "ended"]
 
 
+#: Seconds that a request which should be done is taken to run on, at the least; and otherwise the
+#: share of its age. A quarter is the mean residual of a Pareto distribution of shape 5.
+MINIMAL_WORK: Final = 0.05
+OVERDUE: Final = 0.25
+#: What is left of an answer hardly shrinks as it comes: for lengths that are lognormal with a
+#: spread of 0.7, as answers of one kind are, the mean residual life is 0.73 times the mean at the
+#: median, and grows from there by about a third of what has come.
+RESIDUAL_LEAST: Final = 0.7
+RESIDUAL_GROWTH: Final = 0.35
+
+
+def residual(answer: float, produced: float) -> float:
+    """Tokens to come of an answer that was expected to have so many and has produced so many."""
+    return max(answer - produced, RESIDUAL_LEAST * answer, RESIDUAL_GROWTH * produced)
+
+
+#: A place in the line: rank of its class, virtual finish, arrival. The least goes first.
+Order = tuple[int, float, int]
+
+
+class Booking(Struct, frozen=True):
+    """Where a waiting task is planned to run, as of its last look: seconds from `at`."""
+
+    replica: ReplicaState
+    at: float
+    #: Until it can start, and for how long it then has the device's attention, if it is alone.
+    hold: float
+    work: float
+
+
 class Task:
     """One open request."""
 
     __slots__ = (
+        "answer",
         "arrived",
         "attempts",
+        "booking",
+        "cost",
         "current",
         "decision",
         "held",
         "last_failure",
+        "order",
         "prefix",
+        "rank",
         "request",
+        "reserved",
         "sequence",
         "since",
         "state",
         "story",
         "tried",
+        "urgent",
     )
 
     def __init__(self, request: Request, prefix: Prefix, sequence: int, now: float) -> None:
@@ -57,6 +94,19 @@ class Task:
         #: When it began to wait: at its arrival, or when its last attempt failed.
         self.since = now
         self.state: TaskState = "waiting"
+        #: Tokens that its answer is expected to have.
+        self.answer = 0.0
+        #: Seconds that it would take alone on the best device for it.
+        self.cost = 0.0
+        #: Its deadline leaves no more time to wait.
+        self.urgent = False
+        #: The class in which it stands in the line, and its place there.
+        self.rank = 0
+        self.order: Order = (0, 0.0, sequence)
+        #: Where it is planned to run, while it waits.
+        self.booking: Booking | None = None
+        #: Nodes whose memory is reserved for it.
+        self.reserved: set[str] = set()
         self.attempts: list[Attempt] = []
         #: The running attempt.
         self.current: Running | None = None
@@ -92,14 +142,15 @@ class Task:
 
 
 class Running:
-    """An attempt that occupies a slot."""
+    """An attempt that occupies a slot. Work is in seconds that it would take alone."""
 
     __slots__ = (
+        "_begun",
         "cached",
         "cold",
-        "decoding",
-        "expected_end",
+        "decode",
         "first_frame",
+        "lead",
         "neighbours",
         "number",
         "predicted",
@@ -109,17 +160,21 @@ class Running:
     )
 
     def __init__(
-        self, task: Task, replica: ReplicaState, number: int, now: float, predicted: float
+        self, task: Task, replica: ReplicaState, number: int, now: float, *, lead: float
     ) -> None:
         self.task = task
         self.replica = replica
         self.number = number
         self.started = now
-        self.predicted = predicted
-        self.expected_end = now + predicted
+        #: Work until its first token: load, overhead, prefill.
+        self.lead = lead
+        #: Tokens per second of work.
+        self.decode = replica.learning.rates.decode
+        #: Predicted seconds from its start to its end, as the decision had it.
+        self.predicted = 0.0
         self.first_frame: float | None = None
-        #: Seconds of `predicted` that are decoding.
-        self.decoding = 0.0
+        #: The device's clock of work when it started.
+        self._begun = replica.node.work(now)
         #: Requests on the device when it started, itself included.
         self.neighbours = 1
         #: The model had to be loaded first.
@@ -127,14 +182,28 @@ class Running:
         #: Tokens of its prompt that were cached, once it has ended.
         self.cached = 0.0
 
-    def remaining(self, now: float) -> float:
-        """Predicted seconds until it ends; one that is overdue is expected to go on a while."""
-        left = self.expected_end - now
-        if left > 0.0:
-            return left
-        # Nothing is known of an overdue request but its age. A quarter of it more is what a
-        # heavy-tailed length (Pareto, shape 5) would on average still take.
-        return max(0.05, 0.25 * (now - self.started))
+    def begins_to_answer(self, now: float) -> None:
+        """Its first frame came: whatever was predicted of the lead, it is over."""
+        self.first_frame = now
+        self._begun = self.replica.node.work(now) - self.lead
+
+    def left(self, now: float) -> float:
+        """Work that is expected to be left."""
+        done = self.replica.node.work(now) - self._begun - self.lead
+        answer, limit = self.task.answer, self.task.request.max_tokens
+        if done <= 0.0:
+            if self.first_frame is None:
+                return answer / self.decode - done
+            done = 0.0
+        if not answer:
+            # Nothing is known of a lead that is overdue but its age.
+            return max(MINIMAL_WORK, OVERDUE * (done + self.lead))
+        produced = done * self.decode
+        left = residual(answer, produced)
+        if limit is not None:
+            # One that should be over by its limit is on a device that is slower than was thought.
+            left = min(left, limit - produced) if produced < limit else OVERDUE * produced
+        return max(MINIMAL_WORK, left / self.decode)
 
 
 class ReplicaState:
@@ -200,6 +269,14 @@ class ReplicaState:
         self.spec = structs.replace(self.spec, residency="disk", loaded_context=0)
         self.cache.clear()
 
+    def slowdown(self, running: int) -> float:
+        """How many times longer work takes when so many requests run on the device."""
+        return priors.slowdown(self.engine.kind, running)
+
+    def drag(self, beside: int) -> float:
+        """Seconds by which each of so many that run beside a request delays it, for one of work."""
+        return (self.slowdown(beside + 1) - 1.0) / beside if beside > 0 else 0.0
+
     @property
     def up(self) -> bool:
         """The engine answers and has the model, by the last report."""
@@ -230,20 +307,31 @@ class ReplicaState:
 class Reservation(Struct, frozen=True):
     """Memory of a device that a waiting request's cold load is to have, once it can be freed."""
 
-    #: The request's place in the order of arrival: only later ones stand back for it.
-    sequence: int
+    #: Who is to have it: only those behind it in the line stand back.
+    task: Task
     replica: ReplicaKey
     #: When the load's own request is predicted to be done.
     until: float
+
+
+#: One that runs: seconds until its end, work that is left, and where.
+Busy = tuple[float, float, ReplicaState]
+#: Requests on one device of which each pair's delay is counted; more are taken as alike.
+FEW: Final = 8
 
 
 class NodeState:
     """One node and its replicas."""
 
     __slots__ = (
+        "_busy",
+        "_pace",
+        "_work",
+        "_worked",
         "draining",
         "heard",
         "load",
+        "planned",
         "replicas",
         "report",
         "reserved",
@@ -263,7 +351,15 @@ class NodeState:
         self.replicas: dict[ReplicaKey, ReplicaState] = {}
         #: Our attempts on the whole device.
         self.running = 0
+        #: Waiting tasks that are planned to run here.
+        self.planned: dict[str, Task] = {}
         self.reserved: Reservation | None = None
+        #: Work that a request which runs all the time has had done, until `_worked`, and its pace.
+        self._work = 0.0
+        self._worked = now
+        self._pace = 1.0
+        #: What runs, as of a moment: (end in seconds from then, work), see `busy`.
+        self._busy: tuple[float, list[Busy]] | None = None
 
     def update(self, report: NodeReport, now: float) -> bool:
         """Take a newer report in; replicas that it no longer lists go, unless they still run.
@@ -306,3 +402,59 @@ class NodeState:
     def siblings(self, replica: ReplicaState) -> Iterator[ReplicaState]:
         """The other replicas on the same device."""
         return (other for other in self.replicas.values() if other is not replica)
+
+    def work(self, now: float) -> float:
+        """Work that each of those who run has had done: a clock that all of them slow down."""
+        return self._work + (now - self._worked) * self._pace
+
+    def begin(self, running: Running, now: float) -> None:
+        """An attempt of ours starts on the device."""
+        running.replica.running[running.task.request.id] = running
+        self.running += 1
+        self._change(now)
+
+    def end(self, running: Running, now: float) -> None:
+        """It is over."""
+        del running.replica.running[running.task.request.id]
+        self.running -= 1
+        self._change(now)
+
+    def touch(self) -> None:
+        """Something is known better of what runs."""
+        self._busy = None
+
+    def busy(self, now: float) -> list[Busy]:
+        """What runs here: when each is expected to end, and the work that is left of it.
+
+        Those that share a device delay one another by the work that both have left, so each ends
+        after its own work and that of the others as far as it is not more than its own.
+        """
+        if self._busy is not None and self._busy[0] == now:
+            return self._busy[1]
+        found = [
+            (running.left(now), replica)
+            for replica in self.replicas.values()
+            for running in replica.running.values()
+        ]
+        busy: list[Busy] = []
+        if found:
+            count = len(found)
+            drag = found[0][1].drag(count - 1)
+            if count <= FEW:
+                for work, replica in found:
+                    others = sum(min(work, other) for other, _ in found) - work
+                    busy.append((work + drag * others, work, replica))
+            else:
+                slow = 1.0 + drag * (count - 1)
+                busy = [(slow * work, work, replica) for work, replica in found]
+        self._busy = (now, busy)
+        return busy
+
+    def _change(self, now: float) -> None:
+        self._work = self.work(now)
+        self._worked = now
+        self._busy = None
+        self._pace = 1.0
+        if self.running > 1:
+            busy = [replica for replica in self.replicas.values() if replica.running]
+            self._pace = 1.0 / max(replica.slowdown(self.running) for replica in busy)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 from typing import Literal
 
-TimerKind = Literal["patience", "silence", "place"]
-#: What a timer is for: its kind, and the request, node or model.
+TimerKind = Literal["patience", "silence", "look", "urgent"]
+#: What a timer is for: its kind, and the request or node.
 TimerName = tuple[TimerKind, str]
 
 #: Dropped entries that the heap may hold beyond as many as are set, before it is swept.

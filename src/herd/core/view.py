@@ -5,12 +5,11 @@ from __future__ import annotations
 from msgspec import Struct
 
 from herd.core.fleet import Capability, EngineKind, Hardware, Load, ReplicaKey, Residency
-from herd.core.placement import Choice, Plan
 from herd.core.priors import Rates
 from herd.core.scheduler import Scheduler
 from herd.core.state import NodeState, ReplicaState, Task
 
-#: Waiting requests that are planned and listed one by one; a longer queue is only counted.
+#: Open requests that are listed one by one; more are only counted.
 LISTED = 200
 
 
@@ -92,31 +91,19 @@ class FleetView(Struct, frozen=True, kw_only=True):
 
 def view(scheduler: Scheduler, now: float) -> FleetView:
     """Take a snapshot; it shares nothing with the scheduler that could change."""
-    plan = _plan(scheduler, now)
     planned: dict[ReplicaKey, int] = {}
-    for key in plan.values():
-        planned[key] = planned.get(key, 0) + 1
+    for task in scheduler.tasks.values():
+        if task.booking is not None:
+            key = task.booking.replica.key
+            planned[key] = planned.get(key, 0) + 1
     tasks = list(scheduler.tasks.values())
     return FleetView(
         at=now,
         nodes=tuple(_node(node, planned, now) for node in scheduler.nodes.values()),
         running=sum(task.current is not None for task in tasks),
         waiting=scheduler.waiting_count,
-        requests=tuple(_request(task, plan, now) for task in tasks[:LISTED]),
+        requests=tuple(_request(task, now) for task in tasks[:LISTED]),
     )
-
-
-def _plan(scheduler: Scheduler, now: float) -> dict[str, ReplicaKey]:
-    """Where each of the first waiting requests would run if nothing new happened."""
-    plan: dict[str, ReplicaKey] = {}
-    for model, queue in scheduler.waiting.items():
-        ahead = Plan(scheduler.replicas(model), scheduler.answers, now)
-        for task in list(queue.values())[:LISTED]:
-            choice = ahead.choose(task)
-            if isinstance(choice, Choice):
-                ahead.book(choice)
-                plan[task.request.id] = choice.replica.key
-    return plan
 
 
 def _node(node: NodeState, planned: dict[ReplicaKey, int], now: float) -> NodeView:
@@ -169,9 +156,9 @@ def _replica(replica: ReplicaState, planned: int, now: float) -> ReplicaView:
     )
 
 
-def _request(task: Task, plan: dict[str, ReplicaKey], now: float) -> OpenRequest:
+def _request(task: Task, now: float) -> OpenRequest:
     request = task.request
-    current = task.current.replica.key if task.current is not None else plan.get(request.id)
+    where = task.current if task.current is not None else task.booking
     return OpenRequest(
         id=request.id,
         model=request.model,
@@ -179,5 +166,5 @@ def _request(task: Task, plan: dict[str, ReplicaKey], now: float) -> OpenRequest
         client=request.client,
         state=task.state,
         age=now - task.arrived,
-        replica=current,
+        replica=where.replica.key if where is not None else None,
     )
