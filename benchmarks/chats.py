@@ -33,6 +33,8 @@ TEMPLATE: Final = 5
 LONGEST: Final = 1300
 #: How many people there are; each has a model, habits and a system prompt of its own.
 PEOPLE: Final = 12
+#: Turns that a session has at most.
+TURNS: Final = 6
 #: Seconds of reading and typing. People take longer, small models are faster than large ones.
 THINK: Final = 2.5
 
@@ -71,7 +73,13 @@ Speeds = Mapping[str, Mapping[str, Rates]]
 
 
 def sessions(
-    speeds: Speeds, models: Mapping[str, float], *, seconds: float, load: float, seed: int
+    speeds: Speeds,
+    models: Mapping[str, float],
+    *,
+    seconds: float,
+    load: float,
+    seed: int,
+    turns: int = TURNS,
 ) -> list[Session]:
     """Return sessions that start within `seconds` and are `load` (0 to 1) of the fleet's capacity.
 
@@ -83,7 +91,7 @@ def sessions(
     found: list[Session] = []
     while span(speeds, found) < load * seconds:
         person = draw.choice(people)
-        found.append(_session(draw, person, draw.uniform(0.0, seconds)))
+        found.append(_session(draw, person, draw.uniform(0.0, seconds), turns))
     return sorted(found, key=lambda session: session.start)
 
 
@@ -118,10 +126,10 @@ def _people(draw: random.Random, models: Mapping[str, float]) -> list[_Person]:
     ]
 
 
-def _session(draw: random.Random, person: _Person, start: float) -> Session:
+def _session(draw: random.Random, person: _Person, start: float, most: int) -> Session:
     tokens = len(person.system.split()) + TEMPLATE
     turns: list[Turn] = []
-    for number in range(_lognormal(draw, 3, 0.6, 1, 6)):
+    for number in range(_lognormal(draw, 3, 0.6, 1, most)):
         fresh = _lognormal(draw, 25, 0.9, 3, 250)
         output = _lognormal(draw, 40 * person.verbosity, 0.8, 4, 240)
         tokens += fresh + output + 2 * TEMPLATE

@@ -101,6 +101,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     seconds: float
     load: float
     seed: int = 1
+    #: Of a session, at most.
+    turns: int = chats.TURNS
+    #: What is taken for the devices' speeds; None to measure them first.
+    speeds: Speeds | None = None
     #: Where Herd's own account of its requests goes, if it is wanted.
     keep: Path | None = None
 
@@ -135,12 +139,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(plan: Plan, folder: Path, said: Callable[[str], None]) -> Figures:
     """Run both arms on the same sessions, as often as planned, the one or the other first."""
     machine = report.machine()
-    with Household(folder / "trial") as household:
-        speeds = household.speeds()
+    speeds = plan.speeds if plan.speeds is not None else _trial(folder / "trial")
     results: list[Result] = []
     for repeat in range(plan.repeats):
         seed = plan.seed + repeat
-        asked = chats.sessions(speeds, SHARES, seconds=plan.seconds, load=plan.load, seed=seed)
+        asked = chats.sessions(
+            speeds,
+            SHARES,
+            seconds=plan.seconds,
+            load=plan.load,
+            seed=seed,
+            turns=plan.turns,
+        )
         for arm in ARMS if repeat % 2 else reversed(ARMS):
             name = f"{repeat}-{arm.partition(' ')[0]}"
             answers, failed = _run(Task(arm, asked, seed, speeds), folder / name, plan.keep)
@@ -224,6 +234,11 @@ def sum_up(arm: Arm, seed: int, answers: list[Answer], failed: list[str], work: 
         shares={name: count / len(answers) for name, count in counts.items()},
         answers=answers,
     )
+
+
+def _trial(folder: Path) -> Speeds:
+    with Household(folder) as household:
+        return household.speeds()
 
 
 def _run(task: Task, folder: Path, keep: Path | None) -> tuple[list[Answer], list[str]]:

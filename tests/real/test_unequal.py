@@ -11,11 +11,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks import unequal
+from benchmarks.chats import Rates
+from benchmarks.household import HALF, WHOLE
 from benchmarks.unequal import Plan
 from devtools.quota import QuotaUnavailable
 
 pytestmark = pytest.mark.real
 
+#: About what the devices have; measuring them takes longer than the test should.
+SPEEDS = {
+    "desk": {WHOLE: Rates(150.0, 65.0), HALF: Rates(300.0, 125.0)},
+    "laptop": {WHOLE: Rates(75.0, 24.0), HALF: Rates(150.0, 50.0)},
+    "attic": {WHOLE: Rates(19.0, 8.0), HALF: Rates(39.0, 15.0)},
+}
 #: Herd's mean may be this much longer before it counts as a fault.
 MARGIN = 1.5
 
