@@ -29,10 +29,9 @@ MARGIN = 1.5
 
 
 def test_chats_on_unequal_devices(llama: None, tmp_path: Path) -> None:
+    plan = Plan(repeats=1, seconds=6.0, load=0.6, turns=2, speeds=SPEEDS)
     try:
-        found = unequal.measure(
-            Plan(repeats=1, seconds=8.0, load=0.6), tmp_path, lambda _line: None
-        )
+        found = unequal.measure(plan, tmp_path, lambda _line: None)
     except QuotaUnavailable as error:
         pytest.skip(str(error))
 
