@@ -2,7 +2,8 @@
 .POSIX:
 .SUFFIXES:
 .NOTPARALLEL:
-.PHONY: help demo test lint types unit serial bench bench-agreement bench-routing engines system clean
+.PHONY: help demo test lint types unit serial engines system clean
+.PHONY: bench bench-agreement bench-routing bench-unequal
 
 # The newest Python that really runs: a version manager's shims exist for versions that it has not.
 # Choose another by `make PYTHON=python3.12 ...`.
@@ -25,6 +26,7 @@ help:
 	@echo 'make bench    what the router costs'
 	@echo 'make bench-agreement  whether the simulator tells what the real router does (20 minutes)'
 	@echo 'make bench-routing   what routing is worth: Herd beside eleven policies, simulated'
+	@echo 'make bench-unequal  Herd beside least connections on three real devices (Linux, root)'
 	@echo 'make engines  install the real engines that the demo and the tests use'
 	@echo 'make clean    remove what the above have made in this folder'
 
@@ -55,6 +57,9 @@ bench-agreement: $(READY)
 
 bench-routing: $(READY)
 	$(RUN) -m benchmarks.routing
+
+bench-unequal: $(READY)
+	$(RUN) -m benchmarks.unequal
 
 engines: $(READY)
 	@$(RUN) -m devtools.engines llama-server || echo 'What needs llama-server will be skipped.'

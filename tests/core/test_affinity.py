@@ -53,6 +53,16 @@ def test_one_slot_keeps_one_prompt() -> None:
     assert cache.cached(prefix(7, 8)) == 2 * BLOCK
 
 
+def test_llama_server_keeps_what_left_its_slot() -> None:
+    """Build 10068: of three conversations on one slot in turn, each finds its own again."""
+    cache = PrefixCache("llamacpp")
+    for name, hashes in (("r1", (1, 2)), ("r2", (7, 8)), ("r3", (5, 6))):
+        cache.begin(name, prefix(*hashes), 1)
+        cache.end(name, None)
+
+    assert cache.cached(prefix(1, 2, 3)) == 2 * BLOCK
+
+
 def test_slots_keep_apart_what_does_not_share() -> None:
     cache = PrefixCache("ollama")
     for name, hashes in (("r1", (1, 2)), ("r2", (7, 8))):
@@ -116,7 +126,7 @@ def test_an_engine_that_does_not_tell_is_taken_to_have_found_what_was_expected()
 
 
 def test_a_prompt_of_any_length_costs_bounded_memory() -> None:
-    cache = PrefixCache("llamacpp")
+    cache = PrefixCache("ollama")
     endless = Prefix(tuple(range(3 * PROMPT_BLOCKS)), BLOCK)
     cache.begin("r1", endless, 1)
     cache.end("r1", None)

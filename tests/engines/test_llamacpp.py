@@ -88,6 +88,16 @@ async def test_busy_slots_run_and_deferred_requests_wait(http: Http) -> None:
     assert (found.running, found.waiting) == (2, 3)
 
 
+async def test_a_server_too_busy_to_count_is_well() -> None:
+    """It reads a long prompt: what it answers between two batches takes too long."""
+    async with Http(timeout=0.3) as hasty, Replay.of("llamacpp") as engine:
+        engine.replies["GET /slots"] = Reply(delay=1.0)
+        found = await LlamaCpp().survey(hasty, engine.url)
+
+    assert [replica.residency for replica in found.replicas] == ["resident"]
+    assert (found.running, found.waiting) == (None, None)
+
+
 async def test_without_slots_the_metrics_tell_what_runs(http: Http) -> None:
     metrics = b"llamacpp:requests_processing 1\nllamacpp:requests_deferred 0\n"
     async with Replay.of("llamacpp") as engine:

@@ -1,8 +1,10 @@
 """Where a conversation's prefix is cached: a model of the engines' caches, in bounded memory.
 
-Engines keep the key-value state of what they read last. llama.cpp and Ollama keep one prompt for
-each slot and give a request the free slot that shares the longest prefix with it, else the one
-that has rested longest; vLLM keeps blocks of all prompts and drops the least recently used. Every
+Engines keep the key-value state of what they read last. Ollama keeps one prompt for each slot and
+gives a request the free slot that shares the longest prefix with it, else the one that has rested
+longest. vLLM keeps blocks of all prompts and drops the least recently used. llama-server has slots
+too, but what leaves one goes to main memory and comes back when it is asked for again, so that
+for us it is a pool as well. Every
 prompt of ours passes here, so we can tell what is cached where, until the model is unloaded or
 somebody else uses the engine. What an engine reports of cached tokens corrects the model.
 """
@@ -20,6 +22,9 @@ from herd.core.statistics import Mean
 #: Blocks that a shared pool is taken to hold. At 128 tokens a block this is half a million tokens,
 #: what some tens of gigabytes hold for a model of 8 billion parameters; an order of magnitude.
 POOL_BLOCKS = 4096
+#: Blocks that llama-server keeps in main memory: 8 GiB unless told otherwise (`--cache-ram`), which
+#: is some 65,000 tokens of a model of 8 billion parameters at 128 KiB each.
+SAVED_BLOCKS = 512
 #: Blocks of one prompt that are remembered; what lies beyond is read anew in any estimate.
 PROMPT_BLOCKS = 2048
 
@@ -46,7 +51,7 @@ class PrefixCache:
     __slots__ = ("_cache", "_expected", "_trust")
 
     def __init__(self, kind: EngineKind) -> None:
-        self._cache: Cache = PoolCache() if kind == "vllm" else SlotCache()
+        self._cache = _cache_of(kind)
         #: Tokens that were expected to be found, of requests that run.
         self._expected: dict[str, int] = {}
         #: Share of what was expected that engines then reported.
@@ -160,6 +165,12 @@ class PoolCache:
     def clear(self) -> None:
         """Nothing is kept."""
         self._blocks.clear()
+
+
+def _cache_of(kind: EngineKind) -> Cache:
+    if kind == "vllm":
+        return PoolCache()
+    return PoolCache(SAVED_BLOCKS) if kind == "llamacpp" else SlotCache()
 
 
 def _shared(hashes: tuple[int, ...], kept: Collection[int]) -> int:

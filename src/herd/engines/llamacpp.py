@@ -1,9 +1,10 @@
 """llama.cpp's llama-server, with one model or as a router over several; held to build 10434.
 
-Two of its habits shape what is asked and what is not. In router mode a question about a model
+Three of its habits shape what is asked and what is not. In router mode a question about a model
 that is not loaded loads it, and evicts another: only loaded ones are asked about. And asking for
 `/slots` counts as use: a server started with `--sleep-idle-seconds` does not fall asleep while it
-is watched, but it is not woken once it sleeps.
+is watched, but it is not woken once it sleeps. And `/slots` and `/metrics` are answered between two
+batches of the model, so that a busy server may take seconds; everything else is answered at once.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from herd.core.fleet import Capability, EngineKind, Replica, Residency
 from herd.core.names import canonical
 from herd.engines import gauges
 from herd.engines.adapter import Count, Name, Survey, SurveyCache, accepts, check, read_rows
-from herd.engines.http import EngineError, Http
+from herd.engines.http import Answer, EngineError, Http
 
 #: How router mode calls a model's state. A sleeping one has given its memory back.
 _STATES: Final[dict[str, Residency]] = {"loaded": "resident", "loading": "loading"}
@@ -256,15 +257,27 @@ class _Look:
         if asleep:
             self.running, self.waiting = self.running or 0, self.waiting or 0
             return
-        slots = (await self._http.get(f"{self._url}/slots{query}")).maybe(list[_Slot])
-        metrics = await self._http.get(f"{self._url}/metrics{query}")
-        text = metrics.body if metrics.status == _OK else b""
+        answer = await self._gauge(f"/slots{query}")
+        metrics = await self._gauge(f"/metrics{query}") if answer is not None else None
+        slots = answer.maybe(list[_Slot]) if answer is not None else None
+        text = metrics.body if metrics is not None and metrics.status == _OK else b""
         processing = gauges.count(text, "llamacpp:requests_processing")
         if slots is not None:
             processing = sum(slot.is_processing for slot in slots)
         deferred = gauges.count(text, "llamacpp:requests_deferred")
         self.running = _sum(self.running, processing)
         self.waiting = _sum(self.waiting, deferred)
+
+    async def _gauge(self, path: str) -> Answer | None:
+        """Ask what the server answers between two batches; None if that takes too long.
+
+        Reading a long prompt on a slow device takes longer than any patience of ours. The server
+        is well and busy: it has just answered what it answers at any time.
+        """
+        try:
+            return await self._http.get(f"{self._url}{path}")
+        except EngineError:
+            return None
 
     async def _embeds(self, replica: Replica, props: _Props, query: str) -> bool:
         """Whether it makes embeddings. It does not tell, so one word is embedded once a run.
