@@ -44,6 +44,8 @@ class Attempts:
         self._started += 1
         replica.last_used = self._started
         replica.node.begin(running, now)
+        board.changed(replica.node)
+        board.began(running)
         replica.cache.begin(running.name, task.prefix, max(1, replica.spec.slots))
         replica.peak = max(replica.peak, len(replica.running))
         replica.guard.begin(running.who, now, running.sign_of_life)
@@ -94,6 +96,7 @@ class Attempts:
         """Give the slot back and complete the attempt's record."""
         task, replica = running.task, running.replica
         replica.node.end(running, now)
+        self._board.changed(replica.node)
         running.cached = replica.cache.end(running.name, cached)
         if not replica.running:
             replica.loading_until = 0.0
@@ -162,7 +165,7 @@ class Attempts:
             return
         # Another node, not just another replica: whatever it is that is late may be the device.
         node = first.replica.node
-        others = [other for other in board.replicas(task.request.model) if other.node is not node]
+        others = [other for other in board.candidates(task, now)[0] if other.node is not node]
         choice = choose(task, others, now)
         if isinstance(choice, list):
             return

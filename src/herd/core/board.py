@@ -14,6 +14,7 @@ from herd.core.learned import SharedTable
 from herd.core.lengths import AnswerLengths
 from herd.core.line import Line
 from herd.core.request import Ending, Refusal, Result
+from herd.core.shortlist import ALL, Shortlist
 from herd.core.state import Booking, NodeState, ReplicaState, Running, Task
 from herd.core.timers import Timers
 
@@ -63,10 +64,28 @@ class Board:
         self.ghosts: dict[str, NodeState] = {}
         self.stopping = False
         self._homes: dict[str, list[ReplicaState]] = {}
+        #: Of models with so many replicas that not all of them are looked at.
+        self._shortlists: dict[str, Shortlist] = {}
+        #: Nodes whose places in the shortlists are out of date.
+        self._changed: dict[str, NodeState] = {}
 
     def replicas(self, model: str) -> list[ReplicaState]:
         """All replicas of a model, in an order that does not depend on chance."""
         return self._homes.get(model, [])
+
+    def candidates(self, task: Task, now: float) -> tuple[list[ReplicaState], int]:
+        """Return the replicas that are worth a look for a task, and how many more there are."""
+        model = task.request.model
+        homes = self._homes.get(model, [])
+        if len(homes) <= ALL:
+            return homes, 0
+        for node in self._changed.values():
+            for replica in node.replicas.values():
+                if replica.key.model in self._shortlists:
+                    self._shortlists[replica.key.model].update(replica, now)
+        self._changed.clear()
+        found = self._shortlists[model].top(task.prefix)
+        return found, len(homes) - len(found)
 
     def index(self) -> None:
         """Replicas came or went: list them by model anew."""
@@ -74,6 +93,21 @@ class Board:
         for node in self.nodes.values():
             for replica in node.replicas.values():
                 self._homes.setdefault(replica.key.model, []).append(replica)
+        large = {model for model, homes in self._homes.items() if len(homes) > ALL}
+        # Made anew as a whole: it is rare, and nothing of a replica that is gone may stay.
+        self._shortlists = {model: Shortlist() for model in large}
+        self._changed = dict(self.nodes) if large else {}
+
+    def changed(self, node: NodeState) -> None:
+        """What runs on a device, or is planned or loaded there, or its rates, changed."""
+        if self._shortlists:
+            self._changed[node.report.node] = node
+
+    def began(self, running: Running) -> None:
+        """Note where a prompt is read."""
+        shortlist = self._shortlists.get(running.replica.key.model)
+        if shortlist is not None:
+            shortlist.began(running.task.prefix, running.replica.key)
 
     def running(self, request: str, attempt: int) -> Running | None:
         """The attempt that an event speaks of; None if it was over before the event came."""
@@ -91,11 +125,13 @@ class Board:
         self.unplan(task)
         task.booking = booking
         booking.replica.node.planned[task.request.id] = task
+        self.changed(booking.replica.node)
 
     def unplan(self, task: Task) -> None:
         """Forget where it was planned."""
         if task.booking is not None:
             task.booking.replica.node.planned.pop(task.request.id, None)
+            self.changed(task.booking.replica.node)
             task.booking = None
 
     def unreserve(self, task: Task, now: float, *, but: NodeState | None = None) -> None:

@@ -43,6 +43,8 @@ HALF_LIFE = 300.0
 #: Successes that are believed to have been before the first outcome: one failure among no others
 #: makes a third.
 PRIOR_SUCCESSES = 2.0
+#: A chance of losing an attempt that is not worth a thought: one in a thousand.
+FORGOTTEN = 0.001
 _BADNESS: tuple[State, ...] = ("closed", "half_open", "open")
 #: Seconds until whoever waits for an overdue probe looks again, at least.
 _SECOND_LOOK = 0.05
@@ -126,10 +128,23 @@ class Losses:
 class Breaker:
     """One place that can fail. `now` must not fall. Constant in size, no clock, no chance."""
 
-    __slots__ = ("_expected", "_open", "_probe", "_rests", "_since", "_streak", "_until", "losses")
+    __slots__ = (
+        "_expected",
+        "_open",
+        "_probe",
+        "_rests",
+        "_since",
+        "_streak",
+        "_until",
+        "calm",
+        "losses",
+    )
 
     def __init__(self, rests: Rests) -> None:
         self.losses = Losses()
+        #: Nothing has failed here for long, so there is nothing to wait for or to fear. Kept, as it
+        #: is asked for every candidate of every decision.
+        self.calm = True
         self._rests = rests
         self._open = False
         #: Nobody is let through before this time.
@@ -199,13 +214,16 @@ class Breaker:
         self.losses.kept(now)
         if not self._open:
             self._streak = 0
+            if not self.calm and now >= self._until and self.losses.probability(now) < FORGOTTEN:
+                self.losses = Losses()
+                self.calm = True
 
     def failed(self, who: Who, seconds: float, now: float) -> None:
         """An attempt that took so many seconds was at fault, or a load was that nobody waited for.
 
         While it is open, faults of attempts from before say nothing new: they prolong no rest.
         """
-        self.losses.lost(seconds, now)
+        self.lost(seconds, now)
         if who == self._probe:
             self._probe = None
         elif self._open:
@@ -219,8 +237,14 @@ class Breaker:
     def busy(self, who: Who, rest: float | None, now: float) -> None:
         """It asked to be left alone, for so many seconds if it said so. No fault, and no proof."""
         self.left(who)
+        self.calm = False
         wished = self._rests.first if rest is None else max(0.0, rest)
         self._until = max(self._until, now + min(self._rests.most, wished))
+
+    def lost(self, seconds: float, now: float) -> None:
+        """An attempt came to nothing here, so many seconds after its start."""
+        self.losses.lost(seconds, now)
+        self.calm = False
 
     def left(self, who: Who) -> None:
         """An attempt ended without showing anything: if it was the probe, the next one is."""
@@ -241,6 +265,11 @@ class Guard:
     def rest_until(self) -> float:
         """When the last rest of either is over, or was."""
         return max(self._own.rest_until, self._engine.rest_until)
+
+    @property
+    def calm(self) -> bool:
+        """Whether `hold` and `loss` are 0 at any time."""
+        return self._own.calm and self._engine.calm
 
     def state(self, now: float) -> State:
         """Say the worse of the two."""
@@ -300,7 +329,7 @@ class Guard:
 
     def beaten(self, who: Who, seconds: float, now: float) -> None:
         """Time was lost here by no fault that a rest would mend, such as to a faster device."""
-        self._own.losses.lost(seconds, now)
+        self._own.lost(seconds, now)
         self.left(who)
 
     def left(self, who: Who) -> None:

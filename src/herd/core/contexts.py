@@ -54,6 +54,8 @@ UNCARRIED_WEIGHT = 0.02
 RATIO_MOST = 2.0
 #: The estimate is taken to be this far off, either way, until the engines have shown how far it is.
 RATIO_UNKNOWN = 1.2
+#: Share of new values in a sketch from which its quantiles are looked up anew.
+STALE = 0.03
 #: Buckets of the sketch: each a fourth of a doubling, from one token to 2 ** 24.
 STEPS = 4
 BUCKETS = 24 * STEPS
@@ -83,13 +85,14 @@ class Fit(Struct, frozen=True):
 class Sketch:
     """Quantiles of positive numbers, decayed with time: counts in buckets of equal ratio."""
 
-    __slots__ = ("_at", "_counts", "_found", "_total")
+    __slots__ = ("_at", "_counts", "_found", "_since", "_total")
 
     def __init__(self) -> None:
         self._counts = [0.0] * BUCKETS
         self._total = 0.0
         self._at = 0.0
-        #: Quantiles that were asked for since the last value came.
+        #: Weight that came since quantiles were last looked up, and those.
+        self._since = 0.0
         self._found: dict[float, float] = {}
 
     @property
@@ -106,11 +109,15 @@ class Sketch:
         if weight > 1e6:  # noqa: PLR2004 - long before a float is full
             self._counts = [count / weight for count in self._counts]
             self._total /= weight
+            self._since /= weight
             self._at, weight = now, 1.0
         place = math.ceil(STEPS * math.log2(max(1.0, value)))
         self._counts[min(BUCKETS - 1, place)] += weight
         self._total += weight
-        self._found.clear()
+        self._since += weight
+        if self._since > STALE * self._total:
+            self._since = 0.0
+            self._found.clear()
 
     def quantile(self, share: float) -> float:
         """Return an upper bound of the value that `share` of them do not exceed; 0 if empty."""
@@ -207,6 +214,15 @@ class ContextPlan:
 
     # What follows
 
+    @property
+    def changing(self) -> bool:
+        """Whether a load is under way that no report shows yet."""
+        return bool(self._coming)
+
+    def least(self, request: Request) -> float:
+        """Tokens that its prompt has at the least: for what is too short for that, it is lost."""
+        return self._prompt(request, RARELY)
+
     def loaded(self, replica: ReplicaState) -> int:
         """Tokens of context that it is loaded with, or about to be; 0 if it is not, or unknown."""
         coming = self._coming.get(replica.key)
@@ -277,7 +293,7 @@ class ContextPlan:
     def affordable(self, replica: ReplicaState) -> int:
         """Return the most context that the model and the device's memory allow; 0 unknown."""
         spec = replica.spec
-        budget = priors.memory_budget(replica.node.report.hardware)
+        budget = replica.node.budget
         most = spec.context_length
         if budget is None or not (spec.size or spec.parameters):
             return most

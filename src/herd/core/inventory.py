@@ -60,7 +60,7 @@ def victims(
     Ollama would choose otherwise: the idle model with the shortest time to stay, then by the name
     of its file. Unload what is idle here before the load, and it need not choose.
     """
-    budget = priors.memory_budget(replica.node.report.hardware)
+    budget = replica.node.budget
     if replica.occupied or budget is None:
         return [], 0.0
     others = {other.key: other for other in replica.node.siblings(replica) if other.occupied}
@@ -129,7 +129,7 @@ def _obeys(replica: ReplicaState) -> bool:
 
 def _budget(node: NodeState, held: float) -> float | None:
     """Bytes that models may fill now: less than usual where the owner's programs have them."""
-    budget = priors.memory_budget(node.report.hardware)
+    budget = node.budget
     available = node.load.memory_available
     if budget is None or available is None or node.report.hardware.vram_bytes:
         return budget

@@ -28,6 +28,8 @@ class Choice(Struct, frozen=True):
     best: Candidate
     candidates: Sequence[Candidate]
     excluded: Sequence[Estimate]
+    #: Replicas of a large fleet that were not worth a closer look.
+    more: int = 0
 
     @property
     def passed_over(self) -> bool:
@@ -43,7 +45,7 @@ class Choice(Struct, frozen=True):
             if best not in kept:
                 kept[-1] = best
         excluded = self.excluded[: KEPT // 2]
-        more = len(self.candidates) + len(self.excluded) - len(kept) - len(excluded)
+        more = self.more + len(self.candidates) + len(self.excluded) - len(kept) - len(excluded)
         return Decision(
             at=now,
             chosen=best.replica.key,
@@ -70,18 +72,28 @@ def _look(
     candidates: list[Candidate] = []
     excluded: list[Estimate] = []
     for replica in replicas:
-        why = _excluded(task, replica, lenient=lenient)
-        if why is None:
-            candidates.append(signals.score(task, replica, now))
-        else:
+        if task.tried and replica.key in task.tried:
+            why = Exclusion("tried", "has failed this request")
             excluded.append(Estimate(replica=replica.key, excluded=why))
+            continue
+        met = signals.meets(task, replica, lenient=lenient)
+        if isinstance(met, float):
+            candidates.append(signals.score(task, replica, now, met))
+        else:
+            excluded.append(Estimate(replica=replica.key, excluded=met))
     return candidates, excluded
 
 
-def _excluded(task: Task, replica: ReplicaState, *, lenient: bool) -> Exclusion | None:
-    if task.tried and replica.key in task.tried:
-        return Exclusion("tried", "has failed this request")
-    return signals.exclusion(task.request, replica, lenient=lenient)
+def better(task: Task, replica: ReplicaState, now: float) -> bool:
+    """Whether a task that is planned elsewhere might be done sooner on this replica."""
+    booking = task.booking
+    if booking is None or replica is booking.replica or replica.key in task.tried:
+        return True
+    met = signals.meets(task, replica)
+    if not isinstance(met, float):
+        return False
+    there = max(0.0, booking.at + booking.total - now)
+    return signals.score(task, replica, now, met).total < there
 
 
 def _best(candidates: list[Candidate]) -> Candidate:

@@ -11,13 +11,15 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Final
 
+from msgspec import structs
+
 from herd.core import refusals, signals
 from herd.core.actions import Action, Hold
 from herd.core.attempts import Attempts
 from herd.core.board import Board
 from herd.core.decision import Estimate
-from herd.core.placement import Choice, choose
-from herd.core.state import Booking, NodeState, Reservation, Task
+from herd.core.placement import Choice, better, choose
+from herd.core.state import Booking, NodeState, ReplicaState, Reservation, Task
 
 #: Requests at the head of the line that are looked at when a device changes. Deeper in the line
 #: somebody may now do better there, too; it is found when it comes to the head, or when its own
@@ -38,12 +40,14 @@ class Placer:
         """Start a new task or let it wait; refuse it if nobody can serve it or too many wait."""
         board = self._board
         task.answer = board.answers.expect(task.request)
-        replicas = board.replicas(task.request.model)
+        contexts = board.keeper.contexts
+        task.need, task.least = contexts.need(task.request), contexts.least(task.request)
+        replicas, _ = board.candidates(task, now)
         task.cost = signals.cost(task, replicas)
         board.line.add(task)
         if replicas:
             board.keeper.arrived(task.request, now)
-        choice = choose(task, replicas, now)
+        choice = self._choose(task, now)
         limit = board.policy.max_waiting
         if isinstance(choice, list):
             self._hopeless(task, choice, now, actions)
@@ -67,15 +71,21 @@ class Placer:
         line = self._board.line
         if not line:
             return
-        models = [model for model in {key.model for key in node.replicas} if line.count(model)]
-        if not models and not node.planned:
-            return
-        tasks = {task.sequence: task for task in islice(line.ordered(models), LOOKED_AT)}
-        planned = sorted(node.planned.values(), key=_order)
-        for task in planned[:LOOKED_AT]:
-            tasks.setdefault(task.sequence, task)
+        here: dict[str, list[ReplicaState]] = {}
+        for replica in node.replicas.values():
+            if line.count(replica.key.model):
+                here.setdefault(replica.key.model, []).append(replica)
+        # Those who are planned here come first in any case: the device may have disappointed them.
+        planned = sorted(node.planned.values(), key=_order)[:LOOKED_AT]
+        tasks = {task.sequence: task for task in planned}
+        for task in islice(line.ordered(here), LOOKED_AT):
+            tasks[task.sequence] = task
         for task in sorted(tasks.values(), key=_order):
-            if task.state == "waiting":
+            if task.state == "waiting" and (
+                task.booking is None
+                or task.booking.replica.node is node
+                or any(better(task, replica, now) for replica in here[task.request.model])
+            ):
                 self._place(task, now, actions)
 
     def look_everywhere(self, now: float, actions: list[Action]) -> None:
@@ -86,11 +96,22 @@ class Placer:
                 self._place(task, now, actions)
 
     def _place(self, task: Task, now: float, actions: list[Action]) -> None:
-        choice = choose(task, self._board.replicas(task.request.model), now)
+        choice = self._choose(task, now)
         if isinstance(choice, list):
             self._hopeless(task, choice, now, actions)
         else:
             self._follow(task, choice, now, actions)
+
+    def _choose(self, task: Task, now: float) -> Choice | list[Estimate]:
+        board = self._board
+        replicas, more = board.candidates(task, now)
+        choice = choose(task, replicas, now)
+        if more and isinstance(choice, list):
+            # None of the most promising can serve it: one of the others may.
+            return choose(task, board.replicas(task.request.model), now)
+        if more and isinstance(choice, Choice):
+            return structs.replace(choice, more=more)
+        return choice
 
     def _follow(self, task: Task, choice: Choice, now: float, actions: list[Action]) -> None:
         if choice.best.hold <= 0.0:
@@ -105,7 +126,7 @@ class Placer:
     def _hold(self, task: Task, choice: Choice, now: float, actions: list[Action]) -> None:
         board, best = self._board, choice.best
         replica, wait = best.replica, best.hold
-        board.plan(task, Booking(replica, now, wait, best.work))
+        board.plan(task, Booking(replica, now, best.total, wait, best.work))
         if not task.held:
             task.held = True
             task.note(now, "waiting", f"for {replica.key.node}, about {wait:.2f} s")

@@ -223,6 +223,7 @@ class Scheduler:
         changed = node.update(report, now)
         node.shared.tick(now)
         board.keeper.reported(node)
+        board.changed(node)
         if joined and board.policy.placement:
             board.timers.bring_forward(("keep", ""), now + PLAN_EVERY)
         if changed or joined:

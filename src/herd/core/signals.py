@@ -15,40 +15,76 @@ from herd.core.state import Busy, Candidate, NodeState, ReplicaState, Task
 PROMPT_UNCERTAINTY = 1.25
 #: Engines read the end of a prompt anew even where they have all of it.
 CACHED_MOST = 0.98
+#: How many times what those who stand behind a request would lose by it counts against a device.
+#: By the theory of sharing it is once; twice was better in simulations of whole fleets, as those
+#: who wait now stand for others who come while they wait.
 BEHIND = 2.0
 #: Share of the time to reload an evicted model that is expected to be spent: about every third is
 #: asked for again before it would have left by itself. An order of magnitude, to be learned.
 RELOADED = 0.3
 
 
-def exclusion(
-    request: Request, replica: ReplicaState, *, lenient: bool = False
-) -> Exclusion | None:
-    """Why the replica cannot serve the request; None if it can.
+def meets(task: Task, replica: ReplicaState, *, lenient: bool = False) -> Exclusion | float:
+    """Why the replica cannot serve the request; or, if it can, seconds of reloading its context.
 
     `lenient` leaves what a model can do to engines that check it themselves and refuse.
     """
-    gone = unreachable(replica)
-    if gone:
-        return Exclusion("unreachable", gone)
-    engine, spec = replica.engine, replica.spec
-    contexts = replica.node.contexts
-    if contexts is not None:
-        fit = contexts.fit(request, replica, replica.node.heard, carries=carries(request))
-        if fit.verdict == "short":
-            return Exclusion("context", f"prompt exceeds the context of {fit.limit}")
+    spec = replica.spec
+    if replica.node.draining or not replica.engine.up or spec.residency == "absent":
+        return Exclusion("unreachable", unreachable(replica))
+    why = _serves(task.request, replica)
+    if why is not None and not (lenient and _checks(task.request, replica)):
+        return why
+    reload = _context(task, replica)
+    if isinstance(reload, float) and not replica.occupied:
+        return _too_big(replica) or reload
+    return reload
+
+
+def _checks(request: Request, replica: ReplicaState) -> bool:
+    """Whether the engine serves what is asked, and refuses by itself what the model cannot do."""
+    kind = replica.engine.kind
+    return kind in request.kinds and kind in priors.CHECKS_CAPABILITIES
+
+
+def _serves(request: Request, replica: ReplicaState) -> Exclusion | None:
+    """Whether engine and model can do what is asked; the same for all requests of a kind."""
+    asked = (request.endpoint, request.needs)
+    if asked in replica.serves:
+        return replica.serves[asked]
+    engine = replica.engine
+    missing = request.needs.difference(replica.spec.capabilities)
+    why: Exclusion | None = None
     if engine.kind not in request.kinds:
-        return Exclusion("incapable", f"{engine.kind} does not serve {request.endpoint}")
-    missing = request.needs.difference(spec.capabilities)
-    if missing and not (lenient and engine.kind in priors.CHECKS_CAPABILITIES):
-        return Exclusion("incapable", f"model lacks {', '.join(sorted(missing))}")
-    limit = context_limit(replica)
-    if limit and request.prompt_tokens > limit * PROMPT_UNCERTAINTY:
-        tokens = request.prompt_tokens
-        return Exclusion(
-            "context", f"prompt of about {tokens} tokens exceeds the context of {limit}"
-        )
-    return _too_big(replica)
+        why = Exclusion("incapable", f"{engine.kind} does not serve {request.endpoint}")
+    elif missing:
+        why = Exclusion("incapable", f"model lacks {', '.join(sorted(missing))}")
+    replica.serves[asked] = why
+    return why
+
+
+def _context(task: Task, replica: ReplicaState) -> Exclusion | float:
+    """Seconds of the reload that Ollama makes for another context; or that none suffices."""
+    request, spec, contexts = task.request, replica.spec, replica.node.contexts
+    ollama = replica.engine.kind == "ollama"
+    if contexts is None:
+        limit = context_limit(replica)
+        if limit and request.prompt_tokens > limit * PROMPT_UNCERTAINTY:
+            tokens = request.prompt_tokens
+            why = f"prompt of about {tokens} tokens exceeds the context of {limit}"
+            return Exclusion("context", why)
+        wanted, loaded = request.context, spec.loaded_context
+        reloads = ollama and replica.resident and loaded and wanted not in {None, loaded}
+        return replica.learning.rates.load if reloads else 0.0
+    if ollama and 0 < task.need <= spec.loaded_context and carries(request):
+        if replica.resident and not contexts.changing:
+            return 0.0
+    elif not ollama and task.least < (spec.loaded_context or spec.context_length or task.least + 1):
+        return 0.0
+    fit = contexts.fit(request, replica, replica.node.heard, carries=carries(request))
+    if fit.verdict == "short":
+        return Exclusion("context", f"prompt exceeds the context of {fit.limit}")
+    return replica.learning.rates.load if fit.verdict == "reloads" else 0.0
 
 
 def unreachable(replica: ReplicaState) -> str:
@@ -70,8 +106,11 @@ def context_limit(replica: ReplicaState) -> int:
     return spec.loaded_context or spec.context_length
 
 
-def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
-    """Predict the completion of a waiting request on a replica that can serve it."""
+def score(task: Task, replica: ReplicaState, now: float, reload: float = 0.0) -> Candidate:
+    """Predict the completion of a waiting request on a replica that can serve it.
+
+    `reload` is what `meets` returned for the two.
+    """
     request, rates, node = task.request, replica.learning.rates, replica.node
     saved = 0.0
     if task.prefix.hashes:
@@ -79,29 +118,33 @@ def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
         saved = cached / rates.prefill
     prefill = request.prompt_tokens / rates.prefill
     decode = task.answer / rates.decode
-    alone = rates.overhead + prefill + decode
-    residency = 0.0 if replica.resident else _load(replica, now)
-    memory, hold = 0.0, replica.guard.hold(now)
-    if not replica.occupied:
-        memory, memory_wait = _memory(replica, now)
-        hold = max(hold, memory_wait)
+    residency = memory = hold = 0.0
+    guard = replica.guard
+    calm = guard.calm
+    if not calm:
+        hold = guard.hold(now)
+    if replica.spec.residency != "resident":
+        residency = _load(replica, now)
+        if not replica.occupied:
+            memory, memory_wait = _memory(replica, now)
+            hold = max(hold, memory_wait)
     if node.reserved is not None:
         hold = max(hold, _stand_back(task, replica, now))
-    hold = max(hold, 0.0)
-    loss = harm = 0.0
+    loss = harm = bypass = availability = 0.0
     if node.running or node.planned:
         hold, loss, harm = _sharing(task, replica, (prefill - saved, decode), hold, now)
     if residency > 0.0 and replica.loading_until > 0.0:
         # The load goes on while the request is held back.
         residency = max(0.0, residency - hold)
-    speed = alone + loss
-    context = _context(request, replica)
-    bypass = _bypass(replica) * speed if replica.engine.running is not None else 0.0
-    lead = residency + context + rates.overhead + prefill - saved
-    availability = replica.guard.loss(residency + speed - saved, now)
+    speed = rates.overhead + prefill + decode + loss
+    if replica.engine.running is not None:
+        bypass = _bypass(replica) * speed
+    lead = residency + reload + rates.overhead + prefill - saved
+    if not calm:
+        availability = guard.loss(residency + speed - saved, now)
     return Candidate(
         replica,
-        residency + memory + hold + bypass + speed + harm - saved + context + availability,
+        residency + memory + hold + bypass + speed + harm - saved + reload + availability,
         hold,
         lead + decode,
         lead,
@@ -110,7 +153,7 @@ def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
         speed,
         saved,
         harm,
-        context,
+        reload,
         bypass,
         availability,
     )
@@ -209,7 +252,7 @@ def evicted_by(replica: ReplicaState) -> list[ReplicaState]:
     if node.residents is not None and node.contexts is not None:
         found = inventory.victims(replica, node.residents, node.contexts, node.heard)
         return found[0] if found is not None else []
-    budget = priors.memory_budget(node.report.hardware)
+    budget = node.budget
     if replica.occupied or budget is None:
         return []
     others = [other for other in replica.node.siblings(replica) if other.occupied]
@@ -258,9 +301,9 @@ def _held(replicas: Iterable[ReplicaState]) -> float:
 
 
 def _too_big(replica: ReplicaState) -> Exclusion | None:
-    if replica.occupied or replica.engine.kind not in priors.LOADS_ON_DEMAND:
+    if replica.engine.kind not in priors.LOADS_ON_DEMAND:
         return None
-    budget = priors.memory_budget(replica.node.report.hardware)
+    budget = replica.node.budget
     need = priors.memory_need(replica.spec)
     if budget is None or need <= budget:
         node = replica.node
@@ -272,16 +315,3 @@ def _too_big(replica: ReplicaState) -> Exclusion | None:
     return Exclusion(
         "too_big", f"model needs {need / 1e9:.1f} GB, device can give {budget / 1e9:.1f} GB"
     )
-
-
-def _context(request: Request, replica: ReplicaState) -> float:
-    """Seconds of the reload that Ollama makes when a request wants another context."""
-    contexts = replica.node.contexts
-    if contexts is not None:
-        fit = contexts.fit(request, replica, replica.node.heard, carries=carries(request))
-        return replica.learning.rates.load if fit.verdict == "reloads" else 0.0
-    loaded = replica.spec.loaded_context
-    if replica.engine.kind != "ollama" or not replica.resident or not loaded:
-        return 0.0
-    wanted = request.context
-    return replica.learning.rates.load if wanted is not None and wanted != loaded else 0.0

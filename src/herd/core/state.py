@@ -12,8 +12,16 @@ from herd.core.actions import Target
 from herd.core.affinity import PrefixCache
 from herd.core.breaker import Breaker, Guard, Rests, Who
 from herd.core.crowd import Crowd
-from herd.core.decision import Decision, Estimate, Signals
-from herd.core.fleet import EngineReport, Load, NodeReport, Replica, ReplicaKey, Residency
+from herd.core.decision import Decision, Estimate, Exclusion, Signals
+from herd.core.fleet import (
+    Capability,
+    EngineReport,
+    Load,
+    NodeReport,
+    Replica,
+    ReplicaKey,
+    Residency,
+)
 from herd.core.hedging import Spread
 from herd.core.learned import SharedTable
 from herd.core.lengths import AnswerLengths
@@ -91,6 +99,8 @@ class Booking(Struct, frozen=True):
 
     replica: ReplicaState
     at: float
+    #: Until it would be done, with all that counts against the place.
+    total: float
     #: Until it can start, and for how long it then has the device's attention, if it is alone.
     hold: float
     work: float
@@ -110,6 +120,8 @@ class Task:
         "decision",
         "held",
         "last_failure",
+        "least",
+        "need",
         "order",
         "prefix",
         "rank",
@@ -134,6 +146,9 @@ class Task:
         self.state: TaskState = "waiting"
         #: Tokens that its answer is expected to have.
         self.answer = 0.0
+        #: Tokens of context that it is likely to need, and that its prompt has at the least.
+        self.need = 0
+        self.least = 0.0
         #: Seconds that it would take alone on the best device for it.
         self.cost = 0.0
         #: Its deadline leaves no more time to wait.
@@ -311,6 +326,7 @@ class ReplicaState:
         "node",
         "peak",
         "running",
+        "serves",
         "spec",
         "spread",
     )
@@ -326,6 +342,8 @@ class ReplicaState:
             key, priors.rates(node.report.hardware, spec, engine.kind)
         )
         self.learning.reported(spec)
+        #: Why it cannot serve requests of a kind, by endpoint and needs, as far as was asked.
+        self.serves: dict[tuple[str, frozenset[Capability]], Exclusion | None] = {}
         #: Which prompts it has in its cache, as far as we can tell.
         self.cache = PrefixCache(engine.kind)
         self.running: dict[str, Running] = {}
@@ -346,6 +364,7 @@ class ReplicaState:
         self.learning.reported(spec)
         self.engine = engine
         self.spec = spec
+        self.serves.clear()
         if spec.residency == "resident":
             self.loading_until = 0.0
         elif not self.running:
@@ -432,6 +451,7 @@ class NodeState:
         "_work",
         "_worked",
         "breakers",
+        "budget",
         "contexts",
         "crowd",
         "draining",
@@ -450,6 +470,8 @@ class NodeState:
 
     def __init__(self, report: NodeReport, now: float, table: SharedTable, rests: Rests) -> None:
         self.report = report
+        #: Bytes that models may fill; None unknown.
+        self.budget = priors.memory_budget(report.hardware)
         self.rests = rests
         #: One for each engine, by its id.
         self.breakers: dict[str, Breaker] = {}
@@ -483,6 +505,8 @@ class NodeState:
         Returns whether replicas came or went, or their engines came up or went down.
         """
         before = {key: state.up for key, state in self.replicas.items()}
+        if report.hardware != self.report.hardware:
+            self.budget = priors.memory_budget(report.hardware)
         self.report = report
         self.load = report.load
         self.heard = now
