@@ -171,7 +171,7 @@ def test_an_outcome_tells_what_was_predicted_and_what_came() -> None:
     assert told.came == (
         "predicted 4.5 s from dispatch to end, took 6.0 s: 25% too short",
         "the first frame came 2.0 s after dispatch",
-        "the prompt was taken for 1,200 tokens and had 1,234, 1,000 of them cached",
+        "the prompt looked like 1,200 tokens by its length and had 1,234, 1,000 of them cached",
         "the answer had 77 tokens",
         "by the engine's own clock: load 0.00 s, prefill 1.5 s, decode 4.0 s",
     )

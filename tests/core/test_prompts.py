@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.core import prompts
+from herd.core.events import Finished
 from herd.core.fleet import Capability
 from herd.core.prompts import Prompts, PromptsState
-from herd.core.request import Prefix, Request
+from herd.core.request import Prefix, Request, Result, Usage
 from herd.core.statistics import BeliefState
+from tests.core.playbook import Play, model
 
 NEEDS: frozenset[Capability] = frozenset({"completion"})
 WEEK = 7 * 86400.0
@@ -157,3 +159,26 @@ def test_it_is_never_beyond_a_factor_and_comes_back_from_a_disk(
     assert again.ratio(request()) < 1.0
     again.restore(msgspec.msgpack.decode(data, type=tuple[PromptsState, ...]))
     assert again.ratio(request()) == pytest.approx(known.ratio(request()))
+
+
+def serve(play: Play, name: str, *, prompt: int, counted: int) -> None:
+    play.beat("n")
+    play.ask(name, prompt=prompt, prefix=(1, 2, 3, 4, 5))
+    attempt = play.dispatch(name).attempt
+    play.wait(1.0)
+    usage = Usage(prompt_tokens=counted, completion_tokens=100)
+    play.feed(Finished(name, attempt, Result(usage=usage)))
+
+
+def test_predictions_follow_what_engines_count() -> None:
+    play = Play()
+    play.node("n", model(), speed=100)
+    for number in range(20):
+        serve(play, f"r{number}", prompt=1000, counted=1400)
+    play.ask("next", prompt=1000, prefix=(1, 2, 3, 4, 5))
+    task = play.scheduler.tasks["next"]
+    assert task.prompt == pytest.approx(1400, rel=0.02)
+    assert task.prefix.block == 140
+    (replica,) = play.scheduler.replicas("m:latest")
+    saved = 5 * 140 / replica.learning.rates.prefill
+    assert play.signals("next", "n").affinity == pytest.approx(-saved)

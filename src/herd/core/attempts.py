@@ -124,6 +124,7 @@ class Attempts:
             replica.spread.add(now - running.started, running.predicted, now)
         replica.answered(unloaded=result.finish_reason == "unload")
         _learn(running, attempt, result, now)
+        self._board.shared.prompts.add(task.request, result.usage.prompt_tokens, now)
         if result.usage.completion_tokens is not None and task.request.operation != "embedding":
             self._board.answers.add(task.request, result.usage.completion_tokens, now)
         self._board.keeper.finished(task.request, result, running.cached, now)

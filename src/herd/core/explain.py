@@ -208,7 +208,7 @@ def _came(record: Outcome) -> Iterable[str]:
     if usage.prompt_tokens is not None:
         cached = f", {usage.cached_tokens:,} of them cached" if usage.cached_tokens else ""
         yield (
-            f"the prompt was taken for {record.request.prompt_tokens:,} tokens and had "
+            f"the prompt looked like {record.request.prompt_tokens:,} tokens by its length and had "
             f"{usage.prompt_tokens:,}{cached}"
         )
     if usage.completion_tokens is not None and record.request.operation != "embedding":

@@ -38,6 +38,8 @@ class Placer:
         """Start a new task or let it wait; refuse it if nobody can serve it or too many wait."""
         board = self._board
         task.answer = board.answers.expect(task.request)
+        task.prompt = board.shared.prompts.expect(task.request)
+        task.prefix = board.shared.prompts.scaled(task.request, task.prefix)
         replicas = board.replicas(task.request.model)
         task.cost = signals.cost(task, replicas)
         board.line.add(task)

@@ -75,9 +75,9 @@ def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
     request, rates, node = task.request, replica.learning.rates, replica.node
     saved = 0.0
     if task.prefix.hashes:
-        cached = min(replica.cache.cached(task.prefix), CACHED_MOST * request.prompt_tokens)
+        cached = min(replica.cache.cached(task.prefix), CACHED_MOST * task.prompt)
         saved = cached / rates.prefill
-    prefill = request.prompt_tokens / rates.prefill
+    prefill = task.prompt / rates.prefill
     decode = task.answer / rates.decode
     alone = rates.overhead + prefill + decode
     residency = 0.0 if replica.resident else _load(replica, now)
@@ -145,7 +145,7 @@ def _sharing(
 
 def cost(task: Task, replicas: Iterable[ReplicaState]) -> float:
     """Seconds that a request takes alone on the best device for it, with the model in memory."""
-    prompt, answer = task.request.prompt_tokens, task.answer
+    prompt, answer = task.prompt, task.answer
     return min(
         (
             rates.overhead + prompt / rates.prefill + answer / rates.decode

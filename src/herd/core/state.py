@@ -112,6 +112,7 @@ class Task:
         "last_failure",
         "order",
         "prefix",
+        "prompt",
         "rank",
         "request",
         "reserved",
@@ -132,7 +133,8 @@ class Task:
         #: When it began to wait: at its arrival, or when its last attempt failed.
         self.since = now
         self.state: TaskState = "waiting"
-        #: Tokens that its answer is expected to have.
+        #: Tokens that its prompt is expected to have by the engine's count, and its answer.
+        self.prompt = float(request.prompt_tokens)
         self.answer = 0.0
         #: Seconds that it would take alone on the best device for it.
         self.cost = 0.0
