@@ -9,8 +9,10 @@ from hypothesis import given
 from herd.core import affinity
 from herd.core.affinity import BLOCK as BLOCK_TOKENS
 from herd.core.affinity import PROMPT_BLOCKS, PoolCache, PrefixCache, Session, SlotCache
+from herd.core.events import Finished
 from herd.core.fleet import EngineKind
-from herd.core.request import Prefix
+from herd.core.request import Prefix, Result, Usage
+from tests.core.playbook import Play, model
 
 BLOCK = 100
 
@@ -291,3 +293,20 @@ def test_conversations_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         turn(cache, ("ann", name), 1280)
 
     assert [cache.cached(UNKNOWN, ("ann", name)) for name in "abc"] == [1280, 0, 1280]
+
+
+def test_a_request_goes_back_to_where_its_conversation_ran() -> None:
+    play = Play()
+    for name in ("a", "b"):
+        play.node(name, model(), kind="llamacpp")
+    play.ask("first", prompt=5000, session="talk")
+    where = play.where("first")
+    attempt = play.dispatch("first").attempt
+    play.wait(2.0)
+    usage = Usage(prompt_tokens=5000, completion_tokens=100)
+    play.feed(Finished("first", attempt, Result(usage=usage)))
+    # Another one is next in turn.
+    play.ask("second", prompt=5200, session="talk")
+
+    assert play.where("second") == where
+    assert play.signals("second", str(where)).affinity < -0.1

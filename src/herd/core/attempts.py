@@ -44,7 +44,8 @@ class Attempts:
         self._started += 1
         replica.last_used = self._started
         replica.node.begin(running, now)
-        replica.cache.begin(running.name, task.prefix, max(1, replica.spec.slots))
+        slots = max(1, replica.spec.slots)
+        replica.cache.begin(running.name, task.prefix, slots, task.session)
         replica.peak = max(replica.peak, len(replica.running))
         replica.guard.begin(running.who, now, running.sign_of_life)
         if beside:
@@ -90,11 +91,12 @@ class Attempts:
         failure: Failure | None,
         now: float,
         cached: int | None = None,
+        tokens: int | None = None,
     ) -> Attempt:
         """Give the slot back and complete the attempt's record."""
         task, replica = running.task, running.replica
         replica.node.end(running, now)
-        running.cached = replica.cache.end(running.name, cached)
+        running.cached = replica.cache.end(running.name, cached, tokens)
         if not replica.running:
             replica.loading_until = 0.0
             if replica.spec.residency == "absent":
@@ -118,7 +120,8 @@ class Attempts:
         """The attempt has done its work: learn from it."""
         task, replica = running.task, running.replica
         task.decision = running.decision
-        attempt = self.free(running, "completed", None, now, result.usage.cached_tokens)
+        usage = result.usage
+        attempt = self.free(running, "completed", None, now, usage.cached_tokens, usage.tokens)
         replica.guard.succeeded(running.who, now)
         if hedging.hedgeable(task.request):
             replica.spread.add(now - running.started, running.predicted, now)

@@ -74,8 +74,8 @@ def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
     """Predict the completion of a waiting request on a replica that can serve it."""
     request, rates, node = task.request, replica.learning.rates, replica.node
     saved = 0.0
-    if task.prefix.hashes:
-        cached = min(replica.cache.cached(task.prefix), CACHED_MOST * task.prompt)
+    if task.prefix.hashes or task.session is not None:
+        cached = min(replica.cache.cached(task.prefix, task.session), CACHED_MOST * task.prompt)
         saved = cached / rates.prefill
     prefill = task.prompt / rates.prefill
     decode = task.answer / rates.decode

@@ -117,6 +117,7 @@ class Task:
         "request",
         "reserved",
         "sequence",
+        "session",
         "since",
         "state",
         "story",
@@ -127,6 +128,8 @@ class Task:
     def __init__(self, request: Request, prefix: Prefix, sequence: int, now: float) -> None:
         self.request = request
         self.prefix = prefix
+        #: Its conversation, if the client names it.
+        self.session = (request.client, request.session) if request.session else None
         #: Order of arrival; kept over retries, so that a retry does not lose its place.
         self.sequence = sequence
         self.arrived = now
