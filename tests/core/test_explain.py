@@ -100,8 +100,11 @@ DONE = Outcome(
         ),
         ({"affinity": 2.0}, "affinity: taking this device costs later requests about 2.0 s"),
         ({}, "affinity: nothing of the prompt is cached"),
-        ({"availability": 3.0}, "availability: its owner may need the device before it is done"),
-        ({}, "availability: nobody is expected to interrupt it"),
+        (
+            {"availability": 3.0},
+            "availability: attempts were lost there lately; expected to cost about 3.0 s",
+        ),
+        ({}, "availability: nothing is expected to be lost by failures or by others' use"),
         ({"context": 5.0}, "context: loading the model anew with a context takes about 5.0 s"),
         ({}, "context: the context is long enough as it is"),
     ],

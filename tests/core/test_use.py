@@ -6,10 +6,13 @@ import math
 
 import pytest
 
+from herd.core import explain
+from herd.core.events import NodeHeard
 from herd.core.fleet import Hardware, Load
 from herd.core.priors import Processor, processor
 from herd.core.shared import WEATHER_SECONDS, Device
 from herd.core.use import LOSS, SLOWEST, Use
+from tests.core.playbook import Play, model
 
 HIGH = 0.7
 BEAT = 2.0
@@ -142,3 +145,45 @@ def test_slowness_that_came_with_the_owner_goes_with_the_owner() -> None:
 )
 def test_where_engines_compute(hardware: Hardware, where: Processor) -> None:
     assert processor(hardware) == where
+
+
+def beats(play: Play, node: str, *cpus: float) -> None:
+    for cpu in cpus:
+        play.wait(BEAT)
+        play.feed(NodeHeard(node, Load(cpu=cpu)))
+
+
+def test_an_idle_device_is_preferred_over_one_that_is_used() -> None:
+    for used, idle in (("a", "b"), ("b", "a")):
+        play = Play()
+        play.node("a", model())
+        play.node("b", model())
+        beats(play, idle, 0.1)
+        beats(play, used, HIGH, HIGH)
+        play.ask("r", prompt=1000)
+        assert play.where("r") == idle
+
+
+def test_a_processor_in_use_is_predicted_to_be_slow() -> None:
+    play = Play()
+    play.node("a", model())
+    play.ask("before", prompt=1000)
+    before = play.signals("before", "a").speed
+    play.client_leaves("before")
+    beats(play, "a", HIGH, HIGH, HIGH)
+    play.ask("after", prompt=1000)
+    assert play.signals("after", "a").speed == pytest.approx(before / 0.3, rel=0.05)
+    assert play.signals("after", "a").availability == 0.0
+
+
+def test_a_graphics_card_in_use_is_told_in_words() -> None:
+    play = Play()
+    play.node("a", model())
+    play.scheduler.nodes["a"].use.processor = "card"
+    beats(play, "a", HIGH, HIGH, HIGH)
+    play.ask("r", prompt=1000)
+    estimate = play.estimate("r", "a")
+    assert estimate.used == estimate.signals.availability > 0.0
+    words = explain.sentences(play.scheduler.tasks["r"].request, estimate)
+    (said,) = [each for each in words if each.startswith("availability")]
+    assert said.startswith("availability: others, perhaps its owner, use the device; expected to")

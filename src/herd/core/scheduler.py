@@ -236,8 +236,7 @@ class Scheduler:
     def _heard(self, event: ev.NodeHeard, now: float, _: list[Action]) -> None:
         node = self.board.nodes.get(event.node)
         if node is not None:
-            node.heard = now
-            node.load = event.load
+            node.hear(event.load, now)
             node.shared.tick(now)
 
     def _leaving(self, event: ev.NodeLeaving, now: float, actions: list[Action]) -> None:

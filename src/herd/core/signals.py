@@ -98,7 +98,8 @@ def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
     context = _context(request, replica)
     bypass = _bypass(replica) * speed if replica.engine.running is not None else 0.0
     lead = residency + context + rates.overhead + prefill - saved
-    availability = replica.guard.loss(residency + speed - saved, now)
+    used = node.use.loss(residency + speed - saved)
+    availability = replica.guard.loss(residency + speed - saved, now) + used
     return Candidate(
         replica,
         residency + memory + hold + bypass + speed + harm - saved + context + availability,
@@ -113,6 +114,7 @@ def score(task: Task, replica: ReplicaState, now: float) -> Candidate:
         context,
         bypass,
         availability,
+        used,
     )
 
 

@@ -28,6 +28,7 @@ from herd.core.request import (
     Result,
     Transition,
 )
+from herd.core.use import Use
 
 if TYPE_CHECKING:
     from herd.core.contexts import ContextPlan
@@ -63,6 +64,8 @@ class Candidate(Struct, frozen=True):
     context: float
     bypass: float
     availability: float
+    #: The part of `availability` that others' use of the device is expected to cost.
+    used: float = 0.0
 
     def signals(self) -> Signals:
         """Name its parts."""
@@ -79,7 +82,13 @@ class Candidate(Struct, frozen=True):
     def estimate(self) -> Estimate:
         """Put it into the words of a decision."""
         parts = self.signals()
-        return Estimate(replica=self.replica.key, signals=parts, total=parts.total, harm=self.harm)
+        return Estimate(
+            replica=self.replica.key,
+            signals=parts,
+            total=parts.total,
+            harm=self.harm,
+            used=self.used,
+        )
 
 
 #: A place in the line: rank of its class, virtual finish, arrival. The least goes first.
@@ -451,6 +460,7 @@ class NodeState:
         "running",
         "shared",
         "table",
+        "use",
     )
 
     def __init__(self, report: NodeReport, now: float, table: SharedTable, rests: Rests) -> None:
@@ -460,6 +470,8 @@ class NodeState:
         self.breakers: dict[str, Breaker] = {}
         #: What has been learned of this device that holds for all models, and of the models.
         self.shared = table.device(report.node)
+        #: Whether others use it.
+        self.use = Use(self.shared)
         self.table = table
         #: The context plan and placement, as far as they are wanted.
         self.contexts: ContextPlan | None = None
@@ -489,8 +501,8 @@ class NodeState:
         """
         before = {key: state.up for key, state in self.replicas.items()}
         self.report = report
-        self.load = report.load
-        self.heard = now
+        self.use.processor = priors.processor(report.hardware)
+        self.hear(report.load, now)
         listed: set[ReplicaKey] = set()
         for engine in report.engines:
             for spec in engine.replicas:
@@ -515,6 +527,12 @@ class NodeState:
         if self.reserved is not None and self.reserved.replica not in self.replicas:
             self.reserved = None
         return before != {key: state.up for key, state in self.replicas.items()}
+
+    def hear(self, load: Load, now: float) -> None:
+        """It is there, and this busy."""
+        self.load = load
+        self.heard = now
+        self.use.seen(load, self.crowd.reading(now), now)
 
     def _keep_down(self, engine: EngineReport, listed: set[ReplicaKey]) -> None:
         """An engine that is down lists nothing; what it had is known, and known to be down."""
