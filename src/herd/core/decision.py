@@ -28,7 +28,7 @@ class Signals(Struct, frozen=True, kw_only=True):
     speed: float = 0.0
     #: Prefill saved by a cached prefix, and what the device's other requests lose by this one.
     affinity: float = 0.0
-    #: Expected loss if the attempt comes to nothing, as some there lately did.
+    #: Expected loss: an attempt that comes to nothing, as some there lately did, and others' use.
     availability: float = 0.0
     #: Reload forced by a larger context.
     context: float = 0.0
@@ -63,6 +63,8 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     total: float | None = None
     #: The part of `signals.affinity` that others on the device lose; not the request's own time.
     harm: float = 0.0
+    #: The part of `signals.availability` that others' use of the device is expected to cost.
+    used: float = 0.0
     #: Why it cannot.
     excluded: Exclusion | None = None
 
