@@ -146,16 +146,32 @@ async def all_free(asked: Asking, site: Site) -> bool:
     return not any(slot["is_processing"] for slot in await slots(asked, site))
 
 
-async def all_in(asked: Asking, site: Site, stage: Stage) -> None:
-    """Wait until every slot of the engine has work at this stage."""
+async def decoded(asked: Asking, site: Site) -> list[int]:
+    """How many tokens each slot of the engine says that it has decoded."""
+    return [
+        slot["next_token"][0]["n_decoded"] if "next_token" in slot else 0
+        for slot in await slots(asked, site)
+    ]
+
+
+async def occupy(
+    asked: Asking, site: Site, port: int, stage: Stage, *, stream: bool, paths: dict[str, str]
+) -> list[Client]:
+    """Ask in all dialects, and wait until every slot of the engine has work at this stage.
+
+    A slot whose turn to read its prompt has not come yet still has the count of its last answer.
+    """
+    old = await decoded(asked, site)
+    clients = await ask_in_all_dialects(port, stage, stream=stream, paths=paths)
 
     async def there() -> bool:
-        found = await slots(asked, site)
-        decoded = [slot["next_token"][0]["n_decoded"] for slot in found if slot["is_processing"]]
-        begun = [count > 0 for count in decoded]
-        return len(decoded) == SLOTS and (all(begun) if stage == "decode" else not any(begun))
+        busy = [slot["is_processing"] for slot in await slots(asked, site)]
+        counts = zip(await decoded(asked, site), old, strict=True)
+        begun = [count not in {0, before} for count, before in counts]
+        return all(busy) and (all(begun) if stage == "decode" else not any(begun))
 
     await until(there, f"{SLOTS} requests in {stage}")
+    return clients
 
 
 class Leaving(Struct, frozen=True):
@@ -240,9 +256,8 @@ async def test_one_who_leaves_in_prefill_frees_the_slot(
     """As soon as if it had left the engine itself; the router knows at once."""
     direct = await direct_control(site, asked, "prefill", stream=stream)
 
-    clients = await ask_in_all_dialects(site.router.port, "prefill", stream=stream, paths=PATHS)
+    clients = await occupy(asked, site, site.router.port, "prefill", stream=stream, paths=PATHS)
     requests = await requests_in(asked, "running", SLOTS)
-    await all_in(asked, site, "prefill")
     left = await leave(asked, site, clients)
 
     assert left.took < direct + SURVEY + SLACK
@@ -266,9 +281,8 @@ async def test_one_who_leaves_while_a_whole_answer_is_made_frees_the_slot(
     """As soon as if it had left the engine itself."""
     direct = await direct_control(site, asked, "decode", stream=False)
 
-    clients = await ask_in_all_dialects(site.router.port, "decode", stream=False, paths=PATHS)
+    clients = await occupy(asked, site, site.router.port, "decode", stream=False, paths=PATHS)
     requests = await requests_in(asked, "running", SLOTS)
-    await all_in(asked, site, "decode")
     left = await leave(asked, site, clients)
 
     assert left.took < direct + SURVEY + SLACK
@@ -277,8 +291,7 @@ async def test_one_who_leaves_while_a_whole_answer_is_made_frees_the_slot(
 
 async def direct_control(site: Site, asked: Asking, stage: Stage, *, stream: bool) -> float:
     """How soon the engine notices on its own connections that clients have left."""
-    clients = await ask_in_all_dialects(site.engine.port, stage, stream=stream, paths=NATIVE)
-    await all_in(asked, site, stage)
+    clients = await occupy(asked, site, site.engine.port, stage, stream=stream, paths=NATIVE)
     return (await leave(asked, site, clients)).took
 
 

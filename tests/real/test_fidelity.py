@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from devtools.engines import LlamaServer
 from devtools.processes import RouterProcess
+from herd.core.budget import HEDGE_FLOOR, HEDGE_SHARE, WINDOW
 from tests.real.support import REPEATABLE, SHORT_TEMPLATE, Asking, asking, node_of, router_over
 from tests.real.ways import DIRECT, KINDS, PROMPTS, Clients, Kind, Reference, fetch
 
@@ -35,8 +36,9 @@ class Run(Struct):
 
     #: By kind: each prompt, what came, and what should have come.
     answers: dict[str, list[tuple[str, Any, Any]]]
-    #: The store's rows afterwards.
+    #: The store's rows afterwards, and all that is known of those with more than one attempt.
     outcomes: list[dict[str, Any]]
+    twice: list[dict[str, Any] | None]
     #: Nodes that can chat alone, and that can embed too.
     chats: str
     embeds: str
@@ -54,8 +56,8 @@ def run(llama: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     with embeds, chats:
         references = asyncio.run(ask_directly(embeds, chats))
         with router_over(folder, [embeds, chats]) as router:
-            answers, outcomes = asyncio.run(ask_the_router(router, references))
-    return Run(answers, outcomes, node_of(chats), node_of(embeds), references)
+            answers, outcomes, twice = asyncio.run(ask_the_router(router, references))
+    return Run(answers, outcomes, twice, node_of(chats), node_of(embeds), references)
 
 
 async def ask_directly(embeds: LlamaServer, chats: LlamaServer) -> dict[tuple[str, str], Reference]:
@@ -78,7 +80,9 @@ async def ask_directly(embeds: LlamaServer, chats: LlamaServer) -> dict[tuple[st
 
 async def ask_the_router(
     router: RouterProcess, references: dict[tuple[str, str], Reference]
-) -> tuple[dict[str, list[tuple[str, Any, Any]]], list[dict[str, Any]]]:
+) -> tuple[
+    dict[str, list[tuple[str, Any, Any]]], list[dict[str, Any]], list[dict[str, Any] | None]
+]:
     """Let the workers put all requests, in an order without a pattern."""
     answers: dict[str, list[tuple[str, Any, Any]]] = {name: [] for name in KINDS}
     todo = [(name, prompt) for name in KINDS for prompt in PROMPTS]
@@ -101,7 +105,8 @@ async def ask_the_router(
 
         await asyncio.gather(*(work() for _ in range(WORKERS)))
         outcomes = await asked.kept(REQUESTS)
-    return answers, outcomes
+        twice = [await asked.outcome(row["id"]) for row in outcomes if row["attempts"] > 1]
+    return answers, outcomes, twice
 
 
 async def clients_of(asked: Asking, stack: AsyncExitStack) -> Clients:
@@ -134,7 +139,18 @@ def test_the_answer_is_the_engines_own(run: Run, name: str) -> None:
 def test_each_request_completed_once(run: Run) -> None:
     assert Counter(row["ending"] for row in run.outcomes) == {"completed": REQUESTS}
     assert len({row["id"] for row in run.outcomes}) == REQUESTS
-    assert {row["attempts"] for row in run.outcomes} == {1}
+
+
+def test_nothing_failed_and_only_what_was_late_was_asked_twice(run: Run) -> None:
+    """On a machine that stalls, a short answer in one piece is late at times; one attempt wins."""
+    for outcome in run.twice:
+        assert outcome is not None
+        assert not outcome["request"].get("stream")
+        endings = sorted(attempt["ending"] for attempt in outcome["attempts"])
+        assert endings == ["cancelled", "completed"]
+    arrivals = [row["arrived"] for row in run.outcomes]
+    seconds = WINDOW + max(arrivals) - min(arrivals)
+    assert len(run.twice) <= HEDGE_FLOOR * seconds + HEDGE_SHARE * REQUESTS
 
 
 def test_each_is_recorded_in_the_dialect_it_was_asked_in(run: Run) -> None:
