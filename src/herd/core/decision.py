@@ -12,7 +12,7 @@ from herd.core.fleet import ReplicaKey
 ExclusionKind = Literal["tried", "unreachable", "context", "too_big", "incapable"]
 
 
-class Signals(Struct, frozen=True, kw_only=True):
+class Signals(Struct, frozen=True, kw_only=True, gc=False):
     """Seconds that each cause adds to the predicted completion; a saving is negative.
 
     They add up to the estimate, so that an owner can read where the time goes.
@@ -47,14 +47,14 @@ class Signals(Struct, frozen=True, kw_only=True):
         )
 
 
-class Exclusion(Struct, frozen=True):
+class Exclusion(Struct, frozen=True, gc=False):
     """Why a replica cannot serve a request, for the machine and in words."""
 
     kind: ExclusionKind
     reason: str
 
 
-class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One candidate replica as it looked when the decision was made."""
 
     replica: ReplicaKey

@@ -27,7 +27,7 @@ CURIOSITY = 0.5
 KEPT = 32
 
 
-class Choice(Struct, frozen=True):
+class Choice(Struct, frozen=True, gc=False):
     """The best candidate for a request."""
 
     best: Candidate

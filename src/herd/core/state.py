@@ -52,7 +52,7 @@ MINIMAL_WORK: Final = 0.05
 OVERDUE: Final = 0.25
 
 
-class Candidate(Struct, frozen=True):
+class Candidate(Struct, frozen=True, gc=False):
     """A replica that could serve a request, as it looks now. Seconds; see `decision.Signals`."""
 
     replica: ReplicaState
@@ -103,7 +103,7 @@ class Candidate(Struct, frozen=True):
 Order = tuple[int, float, int]
 
 
-class Booking(Struct, frozen=True):
+class Booking(Struct, frozen=True, gc=False):
     """Where a waiting task is planned to run, as of its last look: seconds from `at`."""
 
     replica: ReplicaState
