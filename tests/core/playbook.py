@@ -157,6 +157,7 @@ class Play:
         context: int | None = None,
         patience: float | None = None,
         stream: bool = True,
+        session: str = "",
     ) -> None:
         """A request arrives that wants at most `answer` tokens."""
         asked = Request(
@@ -173,6 +174,7 @@ class Play:
             max_tokens=answer,
             context=context,
             patience=patience,
+            session=session,
         )
         self.feed(ev.RequestArrived(asked, Prefix(prefix, 100)))
 

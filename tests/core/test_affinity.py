@@ -6,8 +6,13 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from herd.core.affinity import PROMPT_BLOCKS, PoolCache, PrefixCache, SlotCache
-from herd.core.request import Prefix
+from herd.core import affinity
+from herd.core.affinity import BLOCK as BLOCK_TOKENS
+from herd.core.affinity import PROMPT_BLOCKS, PoolCache, PrefixCache, Session, SlotCache
+from herd.core.events import Finished
+from herd.core.fleet import EngineKind
+from herd.core.request import Prefix, Result, Usage
+from tests.core.playbook import Play, model
 
 BLOCK = 100
 
@@ -159,3 +164,149 @@ def test_slots_are_never_shared_by_running_requests(
         taken = [cache._taken[name] for name in running]
         assert len(set(taken)) == len(taken)
         assert len(cache._prompts) <= slots
+
+
+# Conversations without hashes
+
+ANN = ("ann", "talk")
+BOB = ("bob", "talk")
+UNKNOWN = Prefix()
+
+
+def turn(
+    cache: PrefixCache,
+    session: Session | None,
+    tokens: int | None,
+    *,
+    of: Prefix = UNKNOWN,
+    slots: int = 1,
+    reported: int | None = None,
+) -> float:
+    """One request runs; returns what it found."""
+    cache.begin("turn", of, slots, session)
+    return cache.end("turn", reported, tokens)
+
+
+@pytest.mark.parametrize("kind", ["ollama", "llamacpp", "vllm"])
+def test_a_conversation_without_hashes_is_presumed_where_it_ran(kind: EngineKind) -> None:
+    cache = PrefixCache(kind)
+    assert turn(cache, ANN, 30 * BLOCK_TOKENS) == 0.0
+
+    assert cache.cached(UNKNOWN, ANN) == 30 * BLOCK_TOKENS
+    assert turn(cache, ANN, 45 * BLOCK_TOKENS + 5) == 30 * BLOCK_TOKENS
+    assert cache.cached(UNKNOWN, ANN) == 45 * BLOCK_TOKENS
+
+
+def test_no_other_conversation_and_no_other_client_finds_it() -> None:
+    cache = PrefixCache("vllm")
+    turn(cache, ANN, 3000)
+
+    assert cache.cached(UNKNOWN, BOB) == 0.0
+    assert cache.cached(UNKNOWN, ("ann", "another")) == 0.0
+    assert cache.cached(UNKNOWN) == 0.0
+    turn(cache, BOB, 1280)
+    assert cache.cached(UNKNOWN, BOB) == 1280
+    assert cache.cached(UNKNOWN, ANN) == 3000 // BLOCK_TOKENS * BLOCK_TOKENS
+
+
+@pytest.mark.parametrize("other", [prefix(7, 8), UNKNOWN])
+def test_whoever_takes_its_slot_puts_it_out(other: Prefix) -> None:
+    cache = PrefixCache("ollama")
+    turn(cache, ANN, 3000)
+    turn(cache, None, 100, of=other)
+
+    assert cache.cached(UNKNOWN, ANN) == 0.0
+
+
+def test_one_that_runs_keeps_its_slot_to_itself() -> None:
+    cache = PrefixCache("ollama")
+    turn(cache, ANN, 3000, slots=2)
+    cache.begin("now", UNKNOWN, 2, ANN)
+
+    assert cache.cached(UNKNOWN, ANN) == 0.0
+
+
+def test_it_leaves_a_pool_as_blocks_of_its_length_do() -> None:
+    cache = PrefixCache("llamacpp")
+    turn(cache, ANN, 400 * BLOCK_TOKENS)
+    turn(cache, BOB, 100 * BLOCK_TOKENS)
+    assert cache.cached(UNKNOWN, ANN) == 400 * BLOCK_TOKENS
+    turn(cache, BOB, 212 * BLOCK_TOKENS)
+    assert cache.cached(UNKNOWN, ANN) == 300 * BLOCK_TOKENS
+    turn(cache, BOB, 600 * BLOCK_TOKENS)
+    assert cache.cached(UNKNOWN, ANN) == 0.0
+
+
+def test_hashes_rule_where_there_are_any() -> None:
+    cache = PrefixCache("ollama")
+    turn(cache, ANN, 500, of=prefix(1, 2, 3))
+
+    assert cache.cached(prefix(1, 2, 3, 4), ANN) == 3 * BLOCK
+    assert cache.cached(prefix(7, 8), ANN) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+def test_an_image_in_a_conversation_of_text_finds_the_text_and_the_answer(kind: EngineKind) -> None:
+    cache = PrefixCache(kind)
+    turn(cache, ANN, 450, of=prefix(1, 2, 3))
+
+    assert cache.cached(UNKNOWN, ANN) == 450
+    assert turn(cache, ANN, 1280) == 450
+    assert cache.cached(UNKNOWN, ANN) == 1280
+
+
+def test_of_an_attempt_that_was_broken_off_nothing_more_is_presumed() -> None:
+    cache = PrefixCache("ollama")
+    turn(cache, ANN, None)
+    assert cache.cached(UNKNOWN, ANN) == 0.0
+    turn(cache, ANN, 1280)
+    turn(cache, ANN, None)
+    assert cache.cached(UNKNOWN, ANN) == 1280
+
+
+def test_a_model_that_leaves_memory_takes_conversations_with_it() -> None:
+    cache = PrefixCache("ollama")
+    turn(cache, ANN, 1280)
+    cache.begin("now", UNKNOWN, 1, ANN)
+    cache.clear()
+    cache.end("now", None, 2560)
+
+    assert cache.cached(UNKNOWN, ANN) == 0.0
+    turn(cache, ANN, 2560)
+    assert cache.cached(UNKNOWN, ANN) == 2560
+
+
+def test_what_engines_report_corrects_what_is_presumed_and_not_what_hashes_say() -> None:
+    cache = PrefixCache("llamacpp")
+    turn(cache, ANN, 1280)
+    assert turn(cache, ANN, 1280, reported=640) == 640.0
+    turn(cache, None, None, of=prefix(1, 2))
+
+    assert cache.cached(UNKNOWN, ANN) == 640.0
+    assert cache.cached(prefix(1, 2)) == 2 * BLOCK
+
+
+def test_conversations_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(affinity, "SESSIONS", 2)
+    cache = PrefixCache("vllm")
+    for name in ("a", "b", "a", "c"):
+        turn(cache, ("ann", name), 1280)
+
+    assert [cache.cached(UNKNOWN, ("ann", name)) for name in "abc"] == [1280, 0, 1280]
+
+
+def test_a_request_goes_back_to_where_its_conversation_ran() -> None:
+    play = Play()
+    for name in ("a", "b"):
+        play.node(name, model(), kind="llamacpp")
+    play.ask("first", prompt=5000, session="talk")
+    where = play.where("first")
+    attempt = play.dispatch("first").attempt
+    play.wait(2.0)
+    usage = Usage(prompt_tokens=5000, completion_tokens=100)
+    play.feed(Finished("first", attempt, Result(usage=usage)))
+    # Another one is next in turn.
+    play.ask("second", prompt=5200, session="talk")
+
+    assert play.where("second") == where
+    assert play.signals("second", str(where)).affinity < -0.1

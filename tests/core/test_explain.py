@@ -100,8 +100,11 @@ DONE = Outcome(
         ),
         ({"affinity": 2.0}, "affinity: taking this device costs later requests about 2.0 s"),
         ({}, "affinity: nothing of the prompt is cached"),
-        ({"availability": 3.0}, "availability: its owner may need the device before it is done"),
-        ({}, "availability: nobody is expected to interrupt it"),
+        (
+            {"availability": 3.0},
+            "availability: attempts were lost there lately; expected to cost about 3.0 s",
+        ),
+        ({}, "availability: nothing is expected to be lost by failures or by others' use"),
         ({"context": 5.0}, "context: loading the model anew with a context takes about 5.0 s"),
         ({}, "context: the context is long enough as it is"),
     ],
@@ -171,7 +174,7 @@ def test_an_outcome_tells_what_was_predicted_and_what_came() -> None:
     assert told.came == (
         "predicted 4.5 s from dispatch to end, took 6.0 s: 25% too short",
         "the first frame came 2.0 s after dispatch",
-        "the prompt was taken for 1,200 tokens and had 1,234, 1,000 of them cached",
+        "the prompt looked like 1,200 tokens by its length and had 1,234, 1,000 of them cached",
         "the answer had 77 tokens",
         "by the engine's own clock: load 0.00 s, prefill 1.5 s, decode 4.0 s",
     )

@@ -109,3 +109,21 @@ def test_another_version_or_spoilt_numbers_are_refused() -> None:
     spoilt = msgspec.structs.replace(whole, at=math.nan)
     with pytest.raises(ValueError, match="not finite"):
         Play().scheduler.restore(spoilt)
+
+
+def test_what_is_known_of_prompts_is_kept_and_older_states_have_none_of_it() -> None:
+    table = SharedTable()
+    play = Play()
+    play.ask("r", prompt=1000)
+    request = play.outcomes["r"].request
+    for _ in range(20):
+        table.prompts.add(request, 1400, 0.0)
+    data = msgspec.json.encode(table.learned(AnswerLengths(), 0.0))
+    again = SharedTable()
+    again.restore(msgspec.json.decode(data, type=Learned))
+    assert again.prompts.ratio(request) == pytest.approx(1.4, rel=0.02)
+    fields = msgspec.json.decode(data)
+    del fields["prompts"]
+    older = SharedTable()
+    older.restore(msgspec.convert(fields, Learned))
+    assert older.prompts.ratio(request) == 1.0

@@ -108,7 +108,7 @@ def test_it_goes_to_the_slow_device_when_that_is_sooner(play: Play) -> None:
 def test_a_burst_spreads_by_what_each_device_would_have_done(play: Play) -> None:
     """Four are done sooner on the fast device, one after the other, than one on the slow one."""
     play.node("fast", model(), speed=100)
-    play.node("slow", model(), speed=20)
+    play.node("slow", model(), speed=15)
     for number in range(6):
         play.ask(f"r{number}")
     assert play.where("r0") == "fast"
@@ -286,10 +286,11 @@ def test_the_same_events_give_the_same_actions() -> None:
 def test_a_conversation_returns_to_the_device_that_has_read_it(play: Play) -> None:
     play.node("one", model())
     play.node("two", model())
-    play.ask("turn1", prompt=2000, prefix=(1, 2, 3))
+    blocks = tuple(range(1, 65))
+    play.ask("turn1", prompt=8192, prefix=blocks)
     home = play.where("turn1") or ""
     play.finish("turn1")
-    play.ask("turn2", prompt=2000, prefix=(1, 2, 3, 4))
+    play.ask("turn2", prompt=8320, prefix=(*blocks, 65))
     assert play.where("turn2") == home
     saved = play.signals("turn2", home).affinity
     assert saved < 0.0

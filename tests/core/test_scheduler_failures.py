@@ -259,7 +259,7 @@ def test_a_busy_engine_is_left_alone_for_as_long_as_it_says(play: Play) -> None:
 def test_who_fails_every_third_request_is_passed_over_for_one_a_little_slower() -> None:
     play = Play(silence=1e6)
     play.node("fast", model(), speed=100.0)
-    play.node("steady", model(), speed=85.0)
+    play.node("steady", model(), speed=95.0)
     for number in range(30):
         play.ask(f"r{number}")
         if play.where(f"r{number}") == "fast" and number % 3 == 0:

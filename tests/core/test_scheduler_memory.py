@@ -32,7 +32,7 @@ def test_a_load_that_takes_longer_than_predicted_is_due_any_moment(play: Play) -
 def test_the_load_goes_on_while_a_request_is_held_back_for_it(play: Play) -> None:
     """The wait for the slot has the rest of the load in it; it is not counted twice."""
     play.node("n", cold())
-    play.node("slow", model(), speed=10)
+    play.node("slow", model(), speed=5)
     play.ask("a")
     play.ask("b")
     play.then("a runs on n", "b waits for n")

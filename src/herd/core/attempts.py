@@ -46,7 +46,8 @@ class Attempts:
         replica.node.begin(running, now)
         board.changed(replica.node)
         board.began(running)
-        replica.cache.begin(running.name, task.prefix, max(1, replica.spec.slots))
+        slots = max(1, replica.spec.slots)
+        replica.cache.begin(running.name, task.prefix, slots, task.session)
         replica.peak = max(replica.peak, len(replica.running))
         replica.guard.begin(running.who, now, running.sign_of_life)
         if beside:
@@ -92,12 +93,13 @@ class Attempts:
         failure: Failure | None,
         now: float,
         cached: int | None = None,
+        tokens: int | None = None,
     ) -> Attempt:
         """Give the slot back and complete the attempt's record."""
         task, replica = running.task, running.replica
         replica.node.end(running, now)
         self._board.changed(replica.node)
-        running.cached = replica.cache.end(running.name, cached)
+        running.cached = replica.cache.end(running.name, cached, tokens)
         if not replica.running:
             replica.loading_until = 0.0
             if replica.spec.residency == "absent":
@@ -121,12 +123,14 @@ class Attempts:
         """The attempt has done its work: learn from it."""
         task, replica = running.task, running.replica
         task.decision = running.decision
-        attempt = self.free(running, "completed", None, now, result.usage.cached_tokens)
+        usage = result.usage
+        attempt = self.free(running, "completed", None, now, usage.cached_tokens, usage.tokens)
         replica.guard.succeeded(running.who, now)
         if hedging.hedgeable(task.request):
             replica.spread.add(now - running.started, running.predicted, now)
         replica.answered(unloaded=result.finish_reason == "unload")
         _learn(running, attempt, result, now)
+        self._board.shared.prompts.add(task.request, result.usage.prompt_tokens, now)
         if result.usage.completion_tokens is not None and task.request.operation != "embedding":
             self._board.answers.add(task.request, result.usage.completion_tokens, now)
         self._board.keeper.finished(task.request, result, running.cached, now)

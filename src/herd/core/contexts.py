@@ -271,11 +271,11 @@ class ContextPlan:
         loaded = self.loaded(replica)
         if not carries:
             return self._uncarried_fit(request, replica, need, loaded)
+        if loaded >= need > 0:
+            return Fit("fits", loaded, need, loaded)
         limit = self.affordable(replica)
         if limit and self._prompt(request, RARELY) >= limit:
             return Fit("short", None, need, limit)
-        if loaded >= need > 0:
-            return Fit("fits", loaded, need, limit)
         context = self._named(request, replica, need, now)
         context = min(context, limit) if limit else context
         if loaded and loaded >= context:

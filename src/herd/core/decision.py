@@ -12,7 +12,7 @@ from herd.core.fleet import ReplicaKey
 ExclusionKind = Literal["tried", "unreachable", "context", "too_big", "incapable"]
 
 
-class Signals(Struct, frozen=True, kw_only=True):
+class Signals(Struct, frozen=True, kw_only=True, gc=False):
     """Seconds that each cause adds to the predicted completion; a saving is negative.
 
     They add up to the estimate, so that an owner can read where the time goes.
@@ -28,7 +28,7 @@ class Signals(Struct, frozen=True, kw_only=True):
     speed: float = 0.0
     #: Prefill saved by a cached prefix, and what the device's other requests lose by this one.
     affinity: float = 0.0
-    #: Expected loss if the attempt comes to nothing, as some there lately did.
+    #: Expected loss: an attempt that comes to nothing, as some there lately did, and others' use.
     availability: float = 0.0
     #: Reload forced by a larger context.
     context: float = 0.0
@@ -47,14 +47,14 @@ class Signals(Struct, frozen=True, kw_only=True):
         )
 
 
-class Exclusion(Struct, frozen=True):
+class Exclusion(Struct, frozen=True, gc=False):
     """Why a replica cannot serve a request, for the machine and in words."""
 
     kind: ExclusionKind
     reason: str
 
 
-class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One candidate replica as it looked when the decision was made."""
 
     replica: ReplicaKey
@@ -63,6 +63,8 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     total: float | None = None
     #: The part of `signals.affinity` that others on the device lose; not the request's own time.
     harm: float = 0.0
+    #: The part of `signals.availability` that others' use of the device is expected to cost.
+    used: float = 0.0
     #: Why it cannot.
     excluded: Exclusion | None = None
 

@@ -88,7 +88,7 @@ def sentences(request: Request, estimate: Estimate) -> tuple[str, ...]:
         f"queue: {_queue(parts.queue)}",
         f"speed: {_speed(request, parts.speed)}",
         f"affinity: {_affinity(parts.affinity, estimate.harm)}",
-        f"availability: {_availability(parts.availability)}",
+        f"availability: {_availability(parts.availability, estimate.used)}",
         f"context: {_context(request, parts.context)}",
     )
 
@@ -133,10 +133,16 @@ def _affinity(seconds: float, harm: float) -> str:
     return "; ".join(words)
 
 
-def _availability(seconds: float) -> str:
-    if seconds < _LEAST:
-        return "nobody is expected to interrupt it"
-    return f"its owner may need the device before it is done, which costs about {_s(seconds)}"
+def _availability(seconds: float, used: float) -> str:
+    lost = seconds - used
+    words = []
+    if lost >= _LEAST:
+        words.append(f"attempts were lost there lately; expected to cost about {_s(lost)}")
+    if used >= _LEAST:
+        words.append(
+            f"others, perhaps its owner, use the device; expected to cost about {_s(used)}"
+        )
+    return "; ".join(words) or "nothing is expected to be lost by failures or by others' use"
 
 
 def _context(request: Request, seconds: float) -> str:
@@ -208,7 +214,7 @@ def _came(record: Outcome) -> Iterable[str]:
     if usage.prompt_tokens is not None:
         cached = f", {usage.cached_tokens:,} of them cached" if usage.cached_tokens else ""
         yield (
-            f"the prompt was taken for {record.request.prompt_tokens:,} tokens and had "
+            f"the prompt looked like {record.request.prompt_tokens:,} tokens by its length and had "
             f"{usage.prompt_tokens:,}{cached}"
         )
     if usage.completion_tokens is not None and record.request.operation != "embedding":

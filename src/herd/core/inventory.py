@@ -11,9 +11,7 @@ from herd.core.demand import Demand
 from herd.core.fleet import ReplicaKey
 from herd.core.residents import Device, Held, Item, Order, Residents
 from herd.core.state import NodeState, ReplicaState
-
-#: Share of the processors from which a device on which nothing of ours runs is in use by others.
-OWNED = 0.5
+from herd.core.use import OWNED
 
 
 def survey(

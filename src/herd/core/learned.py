@@ -13,6 +13,7 @@ from herd.core.fleet import ReplicaKey
 from herd.core.learning import LearningState, ReplicaLearning
 from herd.core.lengths import AnswerLengths, LengthsState
 from herd.core.priors import Rates
+from herd.core.prompts import Prompts, PromptsState
 from herd.core.shared import Device, Shared, SharedState
 
 #: Of the state's layout and meaning; what has another is not read.
@@ -44,16 +45,19 @@ class Learned(Struct, frozen=True, kw_only=True):
     devices: dict[str, SharedState] = {}
     models: dict[str, SharedState] = {}
     lengths: tuple[LengthsState, ...] = ()
+    prompts: tuple[PromptsState, ...] = ()
 
 
 class SharedTable:
-    """What was learned, by replica, device and model. It outlives the nodes that it was learned of.
+    """What was learned, by replica, device, model and client. It outlives the nodes it came from.
 
     Whatever is restored waits for the report of its node, as only that gives the prior which the
     corrections are corrections of.
     """
 
     def __init__(self) -> None:
+        #: Tokens of prompts, beside what is estimated of them.
+        self.prompts = Prompts()
         self._devices: OrderedDict[str, Device] = OrderedDict()
         self._models: OrderedDict[str, Shared] = OrderedDict()
         self._replicas: OrderedDict[ReplicaKey, ReplicaLearning] = OrderedDict()
@@ -106,6 +110,7 @@ class SharedTable:
             devices={name: each.state() for name, each in self._devices.items()},
             models={name: each.state() for name, each in self._models.items()},
             lengths=answers.state(),
+            prompts=self.prompts.state(),
         )
 
     def restore(self, learned: Learned) -> None:
@@ -114,6 +119,7 @@ class SharedTable:
             self.device(name).restore(state)
         for name, state in learned.models.items():
             self.model(name).restore(state)
+        self.prompts.restore(learned.prompts)
         self._kept.update((each.key, each) for each in learned.replicas[-REPLICAS:])
 
 

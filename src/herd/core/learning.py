@@ -69,6 +69,7 @@ class ReplicaLearning:
         "_model",
         "_overhead",
         "_prior",
+        "doubt",
         "outcomes",
         "rates",
         "uncertainty",
@@ -95,6 +96,8 @@ class ReplicaLearning:
         self.rates: Rates = prior
         #: Standard deviation of log(actual / predicted) for a request whose tokens are known.
         self.uncertainty = 0.0
+        #: The part of it that more outcomes would remove.
+        self.doubt = 0.0
         #: How many outcomes have taught it something.
         self.outcomes = 0
         self._device.dependants.append(self)
@@ -202,7 +205,8 @@ class ReplicaLearning:
             sharing=base.sharing,
             sharing_prefill=base.sharing_prefill,
         )
-        self.uncertainty = math.hypot(self._errors.spread, math.sqrt(self._fits["decode"].variance))
+        self.doubt = math.sqrt(self._fits["decode"].variance)
+        self.uncertainty = math.hypot(self._errors.spread, self.doubt)
 
     def state(self) -> LearningState:
         """Return what is to be kept."""

@@ -83,20 +83,26 @@ class Line:
         """Requests that wait for a model."""
         return self._counts.get(model, 0)
 
-    def add(self, task: Task) -> None:
-        """Let a task wait; gives it its place. Its `cost` is what it takes of the flow's share."""
+    def stand(self, task: Task) -> None:
+        """Give a task its rank and the place that it would have, without letting it wait."""
         task.rank = URGENT if task.urgent else _RANKS[task.request.priority]
+        if not self._count:
+            task.order = (task.rank, task.cost, task.sequence)
+            return
+        flow = self._flow(task)
+        places = flow.waiting.get(task.request.model, ())
+        ahead = sum([other[2].cost for other in places[: bisect.bisect_left(places, _place(task))]])
+        task.order = (task.rank, flow.time + ahead + task.cost, task.sequence)
+
+    def add(self, task: Task) -> None:
+        """Let a task wait at its place. Its `cost` is what it takes of its client's share."""
+        self.stand(task)
         flow, model = self._flow(task), task.request.model
         self._leave(flow, model)
-        places = flow.waiting.setdefault(model, [])
-        place = _place(task)
-        index = bisect.bisect_left(places, place)
-        places.insert(index, place)
+        bisect.insort(flow.waiting.setdefault(model, []), _place(task))
         self._enter(flow, model)
         self._count += 1
         self._counts[model] = self._counts.get(model, 0) + 1
-        ahead = sum(other[2].cost for other in places[:index])
-        task.order = (task.rank, flow.time + ahead + task.cost, task.sequence)
 
     def remove(self, task: Task) -> bool:
         """Let a task wait no longer; False if it did not wait."""

@@ -25,6 +25,9 @@ from herd.core.state import Booking, NodeState, ReplicaState, Reservation, Task
 #: somebody may now do better there, too; it is found when it comes to the head, or when its own
 #: plan comes due.
 LOOKED_AT: Final = 16
+#: Seconds before its deadline, in those that it takes alone on the best device, at which a request
+#: goes before all others: it takes longer beside others, and a slot has to come free first.
+HURRY: Final = 2.0
 #: The least seconds after which a plan is looked at again.
 SOON: Final = 0.05
 
@@ -40,21 +43,37 @@ class Placer:
         """Start a new task or let it wait; refuse it if nobody can serve it or too many wait."""
         board = self._board
         task.answer = board.answers.expect(task.request)
+        task.prompt = board.shared.prompts.expect(task.request)
+        task.prefix = board.shared.prompts.scaled(task.request, task.prefix)
         contexts = board.keeper.contexts
         task.need, task.least = contexts.need(task.request), contexts.least(task.request)
         replicas, _ = board.candidates(task, now)
         task.cost = signals.cost(task, replicas)
-        board.line.add(task)
+        board.line.stand(task)
         if replicas:
             board.keeper.arrived(task.request, now)
         choice = self._choose(task, now)
-        limit = board.policy.max_waiting
+        limit, deadline = board.policy.max_waiting, task.request.deadline
         if isinstance(choice, list):
             self._hopeless(task, choice, now, actions)
-        elif choice.best.hold > 0.0 and len(board.line) > limit:
-            board.refuse(task, refusals.queue_full(limit, choice.best.hold), now, actions)
+            return
+        wait = choice.best.hold
+        if wait > 0.0 and len(board.line) >= limit:
+            board.refuse(task, refusals.queue_full(limit, wait), now, actions)
+        elif deadline is not None and wait >= deadline:
+            board.refuse(task, refusals.too_late(deadline, wait), now, actions)
         else:
+            if wait > 0.0:
+                board.line.add(task)
             self._follow(task, choice, now, actions)
+
+    def hurry(self, task: Task, now: float, actions: list[Action]) -> None:
+        """A waiting task's deadline leaves no more time: let it stand before all others."""
+        board = self._board
+        board.line.remove(task)
+        task.urgent = True
+        board.line.add(task)
+        self._place(task, now, actions)
 
     def again(self, task: Task, now: float, actions: list[Action]) -> None:
         """Let a task whose attempt has failed wait at its old place, or start it elsewhere."""
@@ -130,10 +149,7 @@ class Placer:
         if not task.held:
             task.held = True
             task.note(now, "waiting", f"for {replica.key.node}, about {wait:.2f} s")
-            patience = task.request.patience
-            if patience is None:
-                patience = board.policy.patience
-            board.timers.set(("patience", task.request.id), task.since + patience)
+            self._set_limits(task)
             actions.append(Hold(task.request.id, replica.key, wait))
         node = replica.node
         resting = replica.guard.hold(now) > 0.0
@@ -146,6 +162,17 @@ class Placer:
         if choice.passed_over or resting or node.reserved is not None:
             # No event may come that shows the plan to be too hopeful: look again by then.
             board.timers.bring_forward(("look", node.report.node), now + max(SOON, wait))
+
+    def _set_limits(self, task: Task) -> None:
+        """Have the task looked at when its patience or its deadline comes due."""
+        board, request = self._board, task.request
+        patience = board.policy.patience if request.patience is None else request.patience
+        until = task.since + patience
+        if request.deadline is not None:
+            until = min(until, task.arrived + request.deadline)
+            urgent = task.arrived + request.deadline - HURRY * task.cost
+            board.timers.set(("urgent", request.id), max(task.since, urgent))
+        board.timers.set(("patience", request.id), until)
 
     def _hopeless(
         self, task: Task, estimates: Iterable[Estimate], now: float, actions: list[Action]

@@ -8,6 +8,8 @@ an order of magnitude with its source beside it, that the first outcomes replace
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
 
 from herd.core import chips, sizes
@@ -89,6 +91,11 @@ LOADS_ON_DEMAND: frozenset[EngineKind] = frozenset({"ollama", "lmstudio", "llama
 
 #: Kinds that refuse what a model cannot do, rather than answer without it.
 CHECKS_CAPABILITIES: frozenset[EngineKind] = frozenset({"ollama"})
+
+
+#: Where engines on a device compute: on its processors, on a card of its own memory, or on the GPU
+#: that shares an Apple chip with them.
+Processor = Literal["cpu", "card", "apple"]
 
 
 class Rates(Struct, frozen=True, kw_only=True):
@@ -214,13 +221,24 @@ def _chip(hardware: Hardware) -> Chip | None:
     return found if found is not None and not found.memory else None
 
 
+def processor(hardware: Hardware) -> Processor:
+    """Tell where engines on the device compute."""
+    return _processor(hardware, _chip(hardware))
+
+
+def _processor(hardware: Hardware, chip: Chip | None) -> Processor:
+    if chip.apple if chip is not None else hardware.chip.startswith("Apple"):
+        return "apple"
+    return "card" if chip is not None or hardware.gpu or hardware.vram_bytes else "cpu"
+
+
 def _device(hardware: Hardware, kind: EngineKind) -> _Device:
     """What the device reaches: what it declares or measured, else by its chip, else a guess."""
     chip = _chip(hardware)
-    apple = chip.apple if chip is not None else hardware.chip.startswith("Apple")
-    if apple:
+    where = _processor(hardware, chip)
+    if where == "apple":
         return _apple(hardware, chip)
-    if chip is None and not hardware.gpu and not hardware.vram_bytes:
+    if where == "cpu":
         return _Device(
             stream=EFFICIENCY * (hardware.bandwidth or CPU_BANDWIDTH),
             token=0.0,

@@ -27,6 +27,15 @@ def queue_full(limit: int, wait: float | None) -> Refusal:
     )
 
 
+def too_late(deadline: float, wait: float) -> Refusal:
+    """No device will come free before its deadline."""
+    return Refusal(
+        kind="expired",
+        message=f"no device is expected to come free within the {deadline:g} s that were given",
+        retry_after=wait,
+    )
+
+
 def expired(waited: float, wait: float | None) -> Refusal:
     """No slot came free while the request was willing to wait."""
     return Refusal(

@@ -65,6 +65,12 @@ class Usage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     completion_tokens: int | None = None
     cached_tokens: int | None = None
 
+    @property
+    def tokens(self) -> int | None:
+        """Of prompt and answer together; None where the prompt's are not told."""
+        prompt = self.prompt_tokens
+        return None if prompt is None else prompt + (self.completion_tokens or 0)
+
 
 class Timings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Durations by the engine's own clock, in seconds; None where it did not say."""

@@ -29,6 +29,7 @@ from herd.core.line import Line
 from herd.core.placer import Placer
 from herd.core.request import Failure
 from herd.core.state import NodeState, ReplicaState, Running, Task
+from herd.core.timers import TimerKind
 
 __all__ = ["Policy", "Scheduler"]
 
@@ -237,8 +238,7 @@ class Scheduler:
     def _heard(self, event: ev.NodeHeard, now: float, _: list[Action]) -> None:
         node = self.board.nodes.get(event.node)
         if node is not None:
-            node.heard = now
-            node.load = event.load
+            node.hear(event.load, now)
             node.shared.tick(now)
 
     def _leaving(self, event: ev.NodeLeaving, now: float, actions: list[Action]) -> None:
@@ -318,21 +318,25 @@ class Scheduler:
             # Only now that all of them are gone: nothing must start on one that is about to be.
             self._placer.look_everywhere(now, actions)
         for kind, name in due:
-            if kind == "patience":
-                task = board.tasks.get(name)
-                if task is not None and task.state == "waiting":
-                    wait = task.booking.hold if task.booking is not None else None
-                    refusal = refusals.expired(now - task.since, wait)
-                    board.refuse(task, refusal, now, actions)
+            task = board.tasks.get(name) if kind in {"patience", "urgent", "hedge"} else None
+            if task is not None:
+                self._task_due(kind, task, now, actions)
             elif kind == "keep" and board.nodes:
                 board.timers.set(("keep", ""), now + PLAN_EVERY)
                 actions += board.keeper.look(board.nodes, board.line.models, now)
-            elif kind == "hedge" and name in board.tasks:
-                self._attempts.hedge(board.tasks[name], now, actions)
-            elif kind == "look":
-                node = board.nodes.get(name)
-                if node is not None:
-                    self._placer.look(node, now, actions)
+            elif kind == "look" and name in board.nodes:
+                self._placer.look(board.nodes[name], now, actions)
+
+    def _task_due(self, kind: TimerKind, task: Task, now: float, actions: list[Action]) -> None:
+        if kind == "hedge":
+            self._attempts.hedge(task, now, actions)
+        elif task.state != "waiting":
+            pass  # it was started in time
+        elif kind == "urgent":
+            self._placer.hurry(task, now, actions)
+        else:
+            wait = task.booking.hold if task.booking is not None else None
+            self.board.refuse(task, refusals.expired(now - task.since, wait), now, actions)
 
     def _is_silent(self, name: str, now: float) -> bool:
         """Whether nothing was heard of the node for too long; if not, look again in time."""

@@ -104,7 +104,8 @@ class Device(Shared):
 
     The weather is a factor on all durations that comes and goes: heat, the owner's use, a backup.
     A filter for a value that returns to 0 by itself (Ornstein and Uhlenbeck, 1930; Kalman, 1960):
-    the surer a replica's own rates are, the more of a surprise is put down to the weather.
+    the surer a replica's own rates are, the more of a surprise is put down to the weather. Where it
+    is known beforehand that others use the device it returns to what that is expected to cost.
     """
 
     spread = DEVICE
@@ -112,6 +113,8 @@ class Device(Shared):
     def __init__(self) -> None:
         super().__init__()
         self._weather = 0.0
+        #: What it returns to.
+        self._usual = 0.0
         self._variance = WEATHER**2
         self._at = 0.0
         self._felt = 0.0
@@ -133,8 +136,19 @@ class Device(Shared):
             return
         self._at = now
         left = math.exp(-past / WEATHER_SECONDS)
-        self._weather *= left
+        self._weather = self._usual + left * (self._weather - self._usual)
         self._variance = left**2 * self._variance + (1.0 - left**2) * WEATHER**2
+        self._feel()
+
+    def changed(self, slower: float, now: float, *, used: bool) -> None:
+        """Others begin or cease to use it; everything is expected to take so many times longer.
+
+        Slowness that was seen before they began may be theirs already, and goes with them.
+        """
+        self.tick(now)
+        self._usual = math.log(slower)
+        self._weather = (max if used else min)(self._weather, self._usual)
+        self._variance = WEATHER**2
         self._feel()
 
     def surprise(self, error: float, variance: float, now: float) -> None:

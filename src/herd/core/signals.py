@@ -111,12 +111,12 @@ def score(task: Task, replica: ReplicaState, now: float, reload: float = 0.0) ->
 
     `reload` is what `meets` returned for the two.
     """
-    request, rates, node = task.request, replica.learning.rates, replica.node
+    rates, node = replica.learning.rates, replica.node
     saved = 0.0
-    if task.prefix.hashes:
-        cached = min(replica.cache.cached(task.prefix), CACHED_MOST * request.prompt_tokens)
+    if task.prefix.hashes or task.session is not None:
+        cached = min(replica.cache.cached(task.prefix, task.session), CACHED_MOST * task.prompt)
         saved = cached / rates.prefill
-    prefill = request.prompt_tokens / rates.prefill
+    prefill = task.prompt / rates.prefill
     decode = task.answer / rates.decode
     residency = memory = hold = 0.0
     guard = replica.guard
@@ -142,6 +142,8 @@ def score(task: Task, replica: ReplicaState, now: float, reload: float = 0.0) ->
     lead = residency + reload + rates.overhead + prefill - saved
     if not calm:
         availability = guard.loss(residency + speed - saved, now)
+    used = node.use.loss(residency + speed - saved) if node.use.used else 0.0
+    availability += used
     return Candidate(
         replica,
         residency + memory + hold + bypass + speed + harm - saved + reload + availability,
@@ -156,6 +158,7 @@ def score(task: Task, replica: ReplicaState, now: float, reload: float = 0.0) ->
         reload,
         bypass,
         availability,
+        used,
     )
 
 
@@ -188,7 +191,7 @@ def _sharing(
 
 def cost(task: Task, replicas: Iterable[ReplicaState]) -> float:
     """Seconds that a request takes alone on the best device for it, with the model in memory."""
-    prompt, answer = task.request.prompt_tokens, task.answer
+    prompt, answer = task.prompt, task.answer
     return min(
         (
             rates.overhead + prompt / rates.prefill + answer / rates.decode

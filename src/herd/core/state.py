@@ -36,6 +36,7 @@ from herd.core.request import (
     Result,
     Transition,
 )
+from herd.core.use import Use
 
 if TYPE_CHECKING:
     from herd.core.contexts import ContextPlan
@@ -51,7 +52,7 @@ MINIMAL_WORK: Final = 0.05
 OVERDUE: Final = 0.25
 
 
-class Candidate(Struct, frozen=True):
+class Candidate(Struct, frozen=True, gc=False):
     """A replica that could serve a request, as it looks now. Seconds; see `decision.Signals`."""
 
     replica: ReplicaState
@@ -71,6 +72,8 @@ class Candidate(Struct, frozen=True):
     context: float
     bypass: float
     availability: float
+    #: The part of `availability` that others' use of the device is expected to cost.
+    used: float = 0.0
 
     def signals(self) -> Signals:
         """Name its parts."""
@@ -87,14 +90,20 @@ class Candidate(Struct, frozen=True):
     def estimate(self) -> Estimate:
         """Put it into the words of a decision."""
         parts = self.signals()
-        return Estimate(replica=self.replica.key, signals=parts, total=parts.total, harm=self.harm)
+        return Estimate(
+            replica=self.replica.key,
+            signals=parts,
+            total=parts.total,
+            harm=self.harm,
+            used=self.used,
+        )
 
 
 #: A place in the line: rank of its class, virtual finish, arrival. The least goes first.
 Order = tuple[int, float, int]
 
 
-class Booking(Struct, frozen=True):
+class Booking(Struct, frozen=True, gc=False):
     """Where a waiting task is planned to run, as of its last look: seconds from `at`."""
 
     replica: ReplicaState
@@ -124,10 +133,12 @@ class Task:
         "need",
         "order",
         "prefix",
+        "prompt",
         "rank",
         "request",
         "reserved",
         "sequence",
+        "session",
         "since",
         "state",
         "story",
@@ -138,13 +149,16 @@ class Task:
     def __init__(self, request: Request, prefix: Prefix, sequence: int, now: float) -> None:
         self.request = request
         self.prefix = prefix
+        #: Its conversation, if the client names it.
+        self.session = (request.client, request.session) if request.session else None
         #: Order of arrival; kept over retries, so that a retry does not lose its place.
         self.sequence = sequence
         self.arrived = now
         #: When it began to wait: at its arrival, or when its last attempt failed.
         self.since = now
         self.state: TaskState = "waiting"
-        #: Tokens that its answer is expected to have.
+        #: Tokens that its prompt is expected to have by the engine's count, and its answer.
+        self.prompt = float(request.prompt_tokens)
         self.answer = 0.0
         #: Tokens of context that it is likely to need, and that its prompt has at the least.
         self.need = 0
@@ -466,6 +480,7 @@ class NodeState:
         "running",
         "shared",
         "table",
+        "use",
     )
 
     def __init__(self, report: NodeReport, now: float, table: SharedTable, rests: Rests) -> None:
@@ -477,6 +492,8 @@ class NodeState:
         self.breakers: dict[str, Breaker] = {}
         #: What has been learned of this device that holds for all models, and of the models.
         self.shared = table.device(report.node)
+        #: Whether others use it.
+        self.use = Use(self.shared)
         self.table = table
         #: The context plan and placement, as far as they are wanted.
         self.contexts: ContextPlan | None = None
@@ -508,8 +525,8 @@ class NodeState:
         if report.hardware != self.report.hardware:
             self.budget = priors.memory_budget(report.hardware)
         self.report = report
-        self.load = report.load
-        self.heard = now
+        self.use.processor = priors.processor(report.hardware)
+        self.hear(report.load, now)
         listed: set[ReplicaKey] = set()
         for engine in report.engines:
             for spec in engine.replicas:
@@ -534,6 +551,12 @@ class NodeState:
         if self.reserved is not None and self.reserved.replica not in self.replicas:
             self.reserved = None
         return before != {key: state.up for key, state in self.replicas.items()}
+
+    def hear(self, load: Load, now: float) -> None:
+        """It is there, and this busy."""
+        self.load = load
+        self.heard = now
+        self.use.seen(load, self.crowd.reading(now), now)
 
     def _keep_down(self, engine: EngineReport, listed: set[ReplicaKey]) -> None:
         """An engine that is down lists nothing; what it had is known, and known to be down."""
