@@ -23,7 +23,8 @@ from herd.core.state import Task
 #: serve the mean better and let a long request of a busy client wait without end.
 AGING: Final = 0.2
 _RANKS: Final[dict[Priority, int]] = {"high": 1, "normal": 2, "low": 3}
-#: Flows from which those that are even with everybody else are forgotten.
+#: Flows from which those that wait for nothing are forgotten, but for half as many of those that
+#: have had more than the others.
 FLOWS: Final = 1024
 #: The rank of requests whose deadline leaves no more time to wait, whatever their class.
 URGENT: Final = 0
@@ -66,6 +67,8 @@ class Line:
         self._counts: dict[str, int] = {}
         #: Where the latest request that was served began in virtual time, by rank.
         self._served: dict[int, float] = {}
+        #: Flows from which on some are forgotten.
+        self._most = FLOWS
         self._count = 0
 
     def __len__(self) -> int:
@@ -165,7 +168,7 @@ class Line:
         key = task.rank, task.request.client
         flow = self._flows.get(key)
         if flow is None:
-            if len(self._flows) > FLOWS:
+            if len(self._flows) >= self._most:
                 self._forget()
             flow = self._flows[key] = _Flow(*key)
         if not flow.waiting:
@@ -173,12 +176,16 @@ class Line:
         return flow
 
     def _forget(self) -> None:
-        """Drop flows that wait for nothing and are owed nothing less than a new one would be."""
-        self._flows = {
-            key: flow
+        """Drop flows that wait for nothing, but for those that have had most beyond a new one."""
+        idle = [
+            (flow.time - self._served.get(flow.rank, 0.0), key)
             for key, flow in self._flows.items()
-            if flow.waiting or flow.time > self._served.get(flow.rank, 0.0)
-        }
+            if not flow.waiting
+        ]
+        kept = heapq.nlargest(FLOWS // 2, (each for each in idle if each[0] > 0.0))
+        for key in {key for _, key in idle}.difference(key for _, key in kept):
+            del self._flows[key]
+        self._most = max(FLOWS, 2 * len(self._flows))
 
     def _move(self, flow: _Flow, cost: float) -> None:
         for model in flow.waiting:
