@@ -122,14 +122,21 @@ def test_outcomes_replace_what_was_expected() -> None:
     assert watch.slower() == pytest.approx(1 / 0.3, rel=0.05)
 
 
-def test_slowness_that_came_with_the_owner_goes_with_the_owner() -> None:
+def test_slowness_that_came_with_others_goes_with_them() -> None:
+    watch = Watch().read(0.1)
+    for _ in range(20):
+        watch.device.surprise(math.log(3.6) - watch.device.weather, 0.01, watch.now)
+    watch.read(HIGH, HIGH)
+    assert watch.slower() > 1 / 0.3
+    watch.read(0.1)
+    assert watch.slower() == 1.0
+
+
+def test_where_a_gpu_computes_the_weather_is_left_to_outcomes() -> None:
     watch = Watch("apple").read(0.1)
     for _ in range(20):
         watch.device.surprise(math.log(3.0) - watch.device.weather, 0.01, watch.now)
-    watch.read(HIGH, HIGH)
-    assert watch.slower() > 2.5
-    watch.read(0.1)
-    assert watch.slower() == 1.0
+    assert watch.read(HIGH, HIGH, 0.1).slower() > 2.5
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,8 @@ class LearningState(Struct, frozen=True, array_like=True):
 class ReplicaLearning:
     """Corrections of one replica's prior, borrowed from others until it was measured itself.
 
-    `rates` and `uncertainty` are plain attributes, renewed when something changes them: they are
-    read for every candidate of every decision.
+    `rates` are renewed when something has changed them, not when they are read: they are read for
+    every candidate of every decision.
     """
 
     __slots__ = (
@@ -69,9 +69,10 @@ class ReplicaLearning:
         "_model",
         "_overhead",
         "_prior",
+        "_rates",
         "doubt",
         "outcomes",
-        "rates",
+        "stale",
         "uncertainty",
     )
 
@@ -92,8 +93,8 @@ class ReplicaLearning:
         self._errors = Belief(HALF_LIFE, _ERROR)
         self._memory = MemoryUse()
         self._base: Rates = prior
-        #: The prior, corrected by what came, in the present weather.
-        self.rates: Rates = prior
+        self._rates: Rates = prior
+        self.stale = False
         #: Standard deviation of log(actual / predicted) for a request whose tokens are known.
         self.uncertainty = 0.0
         #: The part of it that more outcomes would remove.
@@ -103,6 +104,13 @@ class ReplicaLearning:
         self._device.dependants.append(self)
         self._model.dependants.append(self)
         self.borrow()
+
+    @property
+    def rates(self) -> Rates:
+        """The prior, corrected by what came, in the present weather."""
+        if self.stale:
+            self.borrow()
+        return self._rates
 
     def slowdown(self, running: float) -> float:
         """How many times longer a decoded token takes when so many requests share the device."""
@@ -176,6 +184,7 @@ class ReplicaLearning:
 
     def borrow(self) -> None:
         """Renew what is believed after a change of its own or in what it shares."""
+        self.stale = False
         prior = self._prior
         for quantity in QUANTITIES:
             self._fits[quantity] = self._lines[quantity].fit(
@@ -197,7 +206,7 @@ class ReplicaLearning:
         """Renew the rates after a change of the weather."""
         base = self._base
         slower = math.exp(self._device.weather)
-        self.rates = Rates(
+        self._rates = Rates(
             prefill=base.prefill / slower,
             decode=base.decode / slower,
             load=base.load,

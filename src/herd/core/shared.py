@@ -37,8 +37,9 @@ WEATHER_SECONDS = 300.0
 class Dependant(Protocol):
     """Whoever builds on what is shared."""
 
-    def borrow(self) -> None:
-        """What is believed of device or model has changed."""
+    #: What is believed of device or model has changed since it was last looked at. No more than a
+    #: mark, as one outcome may matter to a thousand replicas of which few are looked at.
+    stale: bool
 
     def feel(self) -> None:
         """The weather of the device has changed."""
@@ -87,7 +88,7 @@ class Shared:
             self._told[quantity] = value
             for dependant in self.dependants:
                 if dependant is not but:
-                    dependant.borrow()
+                    dependant.stale = True
 
     def state(self) -> SharedState:
         """Return what is to be kept."""

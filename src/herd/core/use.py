@@ -85,6 +85,7 @@ class Use:
         if used == self.used:
             return
         self.used = used
-        free = max(1.0 / SLOWEST, 1.0 - cpu)
-        self.slower = 1.0 / free if used and self.processor == "cpu" else 1.0
-        self._device.changed(self.slower, self._at, used=used)
+        slower = 1.0 / max(1.0 / SLOWEST, 1.0 - cpu) if used and self.processor == "cpu" else 1.0
+        if slower != self.slower:
+            self.slower = slower
+            self._device.changed(slower, self._at, used=used)
