@@ -36,12 +36,13 @@ _Place = tuple[float, ReplicaKey]
 class Shortlist:
     """The replicas of one model in the order of what they promise."""
 
-    def __init__(self) -> None:
+    def __init__(self, old: Shortlist | None = None) -> None:
         self._replicas: dict[ReplicaKey, ReplicaState] = {}
         self._idle: list[_Place] = []
         self._busy: list[_Place] = []
         self._where: dict[ReplicaKey, tuple[list[_Place], float]] = {}
-        self._homes: OrderedDict[int, ReplicaKey] = OrderedDict()
+        #: By the end of a prompt, where it was read; those who made the `old` list know it still.
+        self._homes: OrderedDict[int, ReplicaKey] = old._homes if old else OrderedDict()  # noqa: SLF001 - its own kind
 
     def update(self, replica: ReplicaState, now: float) -> None:
         """Give a new or changed replica its place."""
