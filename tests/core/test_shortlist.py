@@ -119,17 +119,18 @@ def test_if_the_most_promising_cannot_serve_it_one_of_the_others_does(play: Play
         min_size=ALL + 1,
         max_size=ALL + 20,
     ),
-    st.integers(1, 500),
+    st.integers(200, 300),
 )
 def test_the_best_of_the_shortlist_is_about_the_best_of_all(
     nodes: list[tuple[float, bool, int]], answer: int
 ) -> None:
+    """For a request like the one by which the lists are ordered."""
     play = Play()
     for number, (speed, resident, _) in enumerate(nodes):
         play.node(f"n{number:02}", model() if resident else cold(), speed=speed)
     for number in range(sum(busy for _, _, busy in nodes)):
         play.ask(f"r{number}", answer=200)
-    play.ask("asked", answer=answer)
+    play.ask("asked", prompt=500, answer=answer)
     scheduler = play.scheduler
     task = scheduler.tasks["asked"]
     near = choose(task, scheduler.board.candidates(task, play.now)[0], play.now)
@@ -138,3 +139,26 @@ def test_the_best_of_the_shortlist_is_about_the_best_of_all(
     assert isinstance(near, Choice)
     assert isinstance(best, Choice)
     assert near.best.total <= 1.5 * best.best.total
+
+
+def test_those_that_can_serve_nobody_take_no_place_of_those_that_can(play: Play) -> None:
+    fleet(play)
+    for number in range(10):
+        play.node(f"down{number}", model(), speed=1000.0, down="no connection")
+        play.node(f"leaving{number}", model(), speed=1000.0)
+        play.leaving(f"leaving{number}")
+    for number in range(3 * MANY):
+        play.ask(f"r{number}")
+    found = looked_at(play, f"r{3 * MANY - 1}")
+
+    assert play.where(f"r{3 * MANY - 1}") is None
+    assert [name for name in found if not name.startswith("n")] == []
+    assert len(found) >= BUSY
+
+
+def test_where_all_are_down_that_is_said(play: Play) -> None:
+    for number in range(MANY):
+        play.node(f"n{number}", model(), down="no connection")
+    play.ask("r")
+
+    assert play.refusal("r").kind == "unreachable"

@@ -48,12 +48,14 @@ class Shortlist:
         """Give a new or changed replica its place."""
         self._leave(replica.key)
         self._replicas[replica.key] = replica
+        if replica.node.draining or not replica.up:
+            return
         rates = replica.learning.rates
         seconds = rates.overhead + PROMPT / rates.prefill + ANSWER / rates.decode
         if not replica.occupied:
             seconds += rates.load
         node = replica.node
-        if node.running or node.planned or node.draining or not replica.up:
+        if node.running or node.planned:
             # What is ahead, as an absolute time: it stays true while time passes.
             ends = [end for end, _, _ in node.busy(now)]
             work = sum([task.booking.work for task in node.planned.values() if task.booking])
