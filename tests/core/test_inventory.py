@@ -27,7 +27,8 @@ from herd.core.lengths import AnswerLengths
 from herd.core.request import Prefix
 from herd.core.residents import Device, Order, Residents
 from herd.core.signals import score
-from herd.core.state import NodeState, ReplicaState, Reservation, Running, Task
+from herd.core.state import NodeState, ReplicaState, Reservation
+from herd.core.task import Running, Task
 from tests.core.playbook import GB, cold, model
 from tests.core.test_contexts import request
 

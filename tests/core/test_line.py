@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from herd.core import line as module
 from herd.core.line import AGING, URGENT, Line
 from herd.core.request import Prefix, Priority, Request
-from herd.core.state import Task
+from herd.core.task import Task
 
 
 @dataclass

@@ -14,7 +14,8 @@ from herd.core.board import Board
 from herd.core.learning import hindsight, tokens_of
 from herd.core.placement import Choice, choose
 from herd.core.request import Attempt, AttemptEnding, Failure, Result
-from herd.core.state import NodeState, ReplicaState, Running, Task
+from herd.core.state import NodeState, ReplicaState
+from herd.core.task import Running, Task
 
 
 class Attempts:

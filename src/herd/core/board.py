@@ -15,7 +15,8 @@ from herd.core.lengths import AnswerLengths
 from herd.core.line import Line
 from herd.core.request import Ending, Refusal, Result
 from herd.core.shortlist import ALL, Shortlist
-from herd.core.state import Booking, NodeState, ReplicaState, Running, Task
+from herd.core.state import NodeState, ReplicaState
+from herd.core.task import Booking, Running, Task
 from herd.core.timers import Timers
 
 

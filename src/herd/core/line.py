@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from herd.core.request import Priority
-from herd.core.state import Task
+from herd.core.task import Task
 
 #: Seconds of cost that a second of waiting outweighs among one client's own requests. Less would
 #: serve the mean better and let a long request of a busy client wait without end.

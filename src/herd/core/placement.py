@@ -14,7 +14,8 @@ from msgspec import Struct
 from herd.core import signals
 from herd.core.decision import Decision, Estimate, Exclusion
 from herd.core.fleet import ReplicaKey
-from herd.core.state import Candidate, ReplicaState, Task
+from herd.core.state import ReplicaState
+from herd.core.task import Candidate, Task
 
 #: Free candidates within this share of the best count as equal, the one that rested longest wins:
 #: twin devices share the work, noise in the rates does not pile it on one of them, and what was

@@ -19,7 +19,8 @@ from herd.core.attempts import Attempts
 from herd.core.board import Board
 from herd.core.decision import Estimate
 from herd.core.placement import Choice, better, choose
-from herd.core.state import Booking, NodeState, ReplicaState, Reservation, Task
+from herd.core.state import NodeState, ReplicaState, Reservation
+from herd.core.task import Booking, Task
 
 #: Requests at the head of the line that are looked at when a device changes. Deeper in the line
 #: somebody may now do better there, too; it is found when it comes to the head, or when its own

@@ -28,7 +28,8 @@ from herd.core.lengths import AnswerLengths
 from herd.core.line import Line
 from herd.core.placer import Placer
 from herd.core.request import Failure
-from herd.core.state import NodeState, ReplicaState, Running, Task
+from herd.core.state import NodeState, ReplicaState
+from herd.core.task import Running, Task
 from herd.core.timers import TimerKind
 
 __all__ = ["Policy", "Scheduler"]

@@ -9,7 +9,8 @@ from herd.core.contexts import carries
 from herd.core.decision import Exclusion
 from herd.core.fleet import ReplicaKey
 from herd.core.request import Request
-from herd.core.state import Busy, Candidate, NodeState, ReplicaState, Task
+from herd.core.state import Busy, NodeState, ReplicaState
+from herd.core.task import Candidate, Task
 
 #: A prompt's tokens are estimated from its bytes and may be this much too many.
 PROMPT_UNCERTAINTY = 1.25

@@ -7,7 +7,8 @@ from msgspec import Struct
 from herd.core.fleet import Capability, EngineKind, Hardware, Load, ReplicaKey, Residency
 from herd.core.priors import Rates
 from herd.core.scheduler import Scheduler
-from herd.core.state import NodeState, ReplicaState, Task
+from herd.core.state import NodeState, ReplicaState
+from herd.core.task import Task
 
 #: Open requests that are listed one by one; more are only counted.
 LISTED = 200
