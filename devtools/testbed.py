@@ -29,7 +29,7 @@ EMBEDDER = "embedder:latest"
 MB = 1_000_000
 #: What is declared of an engine so that it is asked first, or last, while nothing is learned.
 FAST = "&bandwidth=1000GB/s"
-SLOW = "&bandwidth=10GB/s"
+SLOW = "&bandwidth=1GB/s"
 #: Limits that let a test see a time-out, and are far from what an unspoilt answer takes.
 QUICK: dict[str, Any] = {
     "connect_timeout": 2.0,

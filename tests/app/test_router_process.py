@@ -91,7 +91,7 @@ async def test_what_was_learned_survives_a_restart(tmp_path: Path) -> None:
 async def test_a_running_stream_ends_and_new_requests_are_refused(tmp_path: Path) -> None:
     slow = engine_spec(decode_rate=10.0)
     async with (
-        EmulatedServer(slow, answer_tokens=(15, 15)) as engine,
+        EmulatedServer(slow, answer_tokens=(25, 25)) as engine,
         running(tmp_path, engine) as router,
         aiohttp.ClientSession(router.url) as http,
     ):
@@ -105,9 +105,9 @@ async def test_a_running_stream_ends_and_new_requests_are_refused(tmp_path: Path
                     return response.status, await response.json(), after
 
             async with asyncio.timeout(5):
-                while (answer := await refused("/v1/messages"))[0] == 200:
-                    pass
-            status, problem, after = answer
+                while "Stopping" not in router.log.read_text():  # noqa: ASYNC110 - a file
+                    await asyncio.sleep(0.01)
+            status, problem, after = await refused("/v1/messages")
             assert status == 503
             assert problem["error"]["type"] == "overloaded_error"
             assert "stopping" in problem["error"]["message"]

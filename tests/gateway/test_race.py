@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -87,6 +88,8 @@ class FakeRelay:
         self.delivered: list[bytes] = []
         self.cancelled: list[int] = []
         self.client_gone = False
+        #: What happens as soon as the answer has gone out.
+        self.after: Callable[[], object] = lambda: None
 
     async def fetch(self, _: Exchange, asked: ac.Dispatch, ticket: Ticket) -> Whole:
         fetch = self.fetches[asked.attempt] = Fetch()
@@ -104,6 +107,7 @@ class FakeRelay:
             raise ClientGone("hung up")
         self.delivered.append(whole.body)
         await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(self.after)
         return web.Response()
 
 
@@ -272,6 +276,16 @@ async def test_a_client_that_is_gone_when_the_answer_comes_has_not_been_answered
     with pytest.raises(ClientGone):
         await course.ends()
     assert not [event for event in course.heard if isinstance(event, ev.Finished)]
+
+
+@pytest.mark.parametrize("winner", [1, 2])
+async def test_a_client_that_hangs_up_when_it_has_its_answer_was_answered(winner: int) -> None:
+    course = Course()
+    await course.join()
+    course.relay.after = course.run.cancel
+    course.answers(winner)
+    await asyncio.wait([course.run], timeout=1)
+    assert course.heard == won(winner)
 
 
 async def test_a_fault_of_our_own_in_the_second_leaves_the_first_alone() -> None:

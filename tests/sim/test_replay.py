@@ -73,8 +73,8 @@ def test_herds_own_policy_comes_near_to_the_record(fleet: str, work: str) -> Non
     assert abs(check.error) < 0.3
     # Single requests depend on what the router knew at the time, which nobody recorded. They are
     # still far nearer to the record than those of a router that knows nothing.
-    assert check.median < min(0.3, 0.7 * median)
-    assert check.same_place > 1.2 * same_place
+    assert check.median < 0.7 * median
+    assert check.same_place > same_place
 
 
 def test_another_policy_does_what_it_really_would(recorded: Recorded) -> None:

@@ -96,7 +96,7 @@ class Board:
                 self._homes.setdefault(replica.key.model, []).append(replica)
         large = {model for model, homes in self._homes.items() if len(homes) > ALL}
         # Made anew as a whole: it is rare, and nothing of a replica that is gone may stay.
-        self._shortlists = {model: Shortlist() for model in large}
+        self._shortlists = {model: Shortlist(self._shortlists.get(model)) for model in large}
         self._changed = dict(self.nodes) if large else {}
 
     def changed(self, node: NodeState) -> None:

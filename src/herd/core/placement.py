@@ -61,10 +61,15 @@ class Choice(Struct, frozen=True, gc=False):
         )
 
 
-def choose(task: Task, replicas: Sequence[ReplicaState], now: float) -> Choice | list[Estimate]:
-    """Return the best candidate, or all exclusions if there is none."""
+def choose(
+    task: Task, replicas: Sequence[ReplicaState], now: float, *, whole: bool = True
+) -> Choice | list[Estimate]:
+    """Return the best candidate, or all exclusions if there is none.
+
+    `whole` if these are all replicas of its model.
+    """
     candidates, excluded = _look(task, replicas, now, lenient=False)
-    if not candidates:
+    if not candidates and whole:
         # Nobody has what the request needs: an engine that checks this itself says so best.
         candidates, excluded = _look(task, replicas, now, lenient=True)
     if not candidates:

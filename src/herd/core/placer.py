@@ -125,7 +125,7 @@ class Placer:
     def _choose(self, task: Task, now: float) -> Choice | list[Estimate]:
         board = self._board
         replicas, more = board.candidates(task, now)
-        choice = choose(task, replicas, now)
+        choice = choose(task, replicas, now, whole=not more)
         if more and isinstance(choice, list):
             # None of the most promising can serve it: one of the others may.
             return choose(task, board.replicas(task.request.model), now)

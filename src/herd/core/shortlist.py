@@ -36,23 +36,26 @@ _Place = tuple[float, ReplicaKey]
 class Shortlist:
     """The replicas of one model in the order of what they promise."""
 
-    def __init__(self) -> None:
+    def __init__(self, old: Shortlist | None = None) -> None:
         self._replicas: dict[ReplicaKey, ReplicaState] = {}
         self._idle: list[_Place] = []
         self._busy: list[_Place] = []
         self._where: dict[ReplicaKey, tuple[list[_Place], float]] = {}
-        self._homes: OrderedDict[int, ReplicaKey] = OrderedDict()
+        #: By the end of a prompt, where it was read; those who made the `old` list know it still.
+        self._homes: OrderedDict[int, ReplicaKey] = old._homes if old else OrderedDict()  # noqa: SLF001 - its own kind
 
     def update(self, replica: ReplicaState, now: float) -> None:
         """Give a new or changed replica its place."""
         self._leave(replica.key)
         self._replicas[replica.key] = replica
+        if replica.node.draining or not replica.up:
+            return
         rates = replica.learning.rates
         seconds = rates.overhead + PROMPT / rates.prefill + ANSWER / rates.decode
         if not replica.occupied:
             seconds += rates.load
         node = replica.node
-        if node.running or node.planned or node.draining or not replica.up:
+        if node.running or node.planned:
             # What is ahead, as an absolute time: it stays true while time passes.
             ends = [end for end, _, _ in node.busy(now)]
             work = sum([task.booking.work for task in node.planned.values() if task.booking])

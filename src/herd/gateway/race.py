@@ -46,10 +46,11 @@ class Race:
         try:
             number, whole = await self._winner(dispatch)
             response = await self._relay.deliver(self._exchange, whole)
+            # At once: a client that has all it wanted may hang up, which cancels whatever waits.
+            self._ticket.finished(number, whole.result)
         finally:
             self._ticket.on_beside(None)
             await self._stop()
-        self._ticket.finished(number, whole.result)
         return response
 
     async def _winner(self, dispatch: Dispatch) -> tuple[int, Whole]:

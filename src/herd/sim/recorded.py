@@ -27,6 +27,9 @@ from herd.sim.workloads import Session, Turn, Workload
 _CONTEXT = 2**24
 #: Sizes of models are not recorded: a load's seconds stand for them, at so many bytes/s.
 _LOAD_RATE = 1e9
+#: Bytes of memory that a router believes in where nothing ever had to leave: with less its plan of
+#: contexts would take a quickly loaded model for one with no room for a prompt.
+_AMPLE = 2**50
 #: Prefill over decode rate from which a device looks like one with a GPU of its own, or with
 #: memory that it shares: between the ratios that priors have.
 _LIKE_GPU = (priors.PREFILL_RATIO_GPU * priors.PREFILL_RATIO_SHARED) ** 0.5
@@ -163,7 +166,7 @@ def _kind(site: MeasuredSite, spec: EngineSpec) -> DeviceKind:
     bandwidth = model.decode_rate * model.weight_bytes / priors.EFFICIENCY
     ratio = model.prefill_rate / model.decode_rate
     # What a router believes that models fill is to fit exactly where they do.
-    budget = round(spec.memory_bytes * priors.MEMORY_RATIO) + 1
+    budget = round(spec.memory_bytes * priors.MEMORY_RATIO) + 1 if site.evicts else _AMPLE
     return DeviceKind(
         name="recorded",
         system="Linux",
