@@ -7,7 +7,7 @@ from msgspec import structs
 from herd.core.actions import Action
 from herd.core.board import Board, Policy
 from herd.core.refusals import stopping
-from herd.core.state import Task
+from herd.core.task import Task
 from tests.core.playbook import Play, cold, model
 
 
