@@ -65,8 +65,8 @@ def victims(
     needs: dict[str | ReplicaKey, float] = {}
     for other in others.values():
         needs[other.spec.digest or other.key] = contexts.need_loaded(other)
-    # What the context takes is a guess until it was loaded somewhere: the whole device is enough for
-    # a model whose weights fit, and the engine knows what to do with the rest.
+    # What the context takes is a guess until it was loaded somewhere: the whole device is enough
+    # for a model whose weights fit, and the engine knows what to do with the rest.
     short = min(contexts.need_cold(replica, now), budget) + sum(needs.values()) - budget
     if short <= 0.0:
         return [], 0.0
