@@ -3,7 +3,7 @@
 .SUFFIXES:
 .NOTPARALLEL:
 .PHONY: help demo test lint types unit serial engines system clean
-.PHONY: bench bench-agreement bench-routing bench-unequal
+.PHONY: bench bench-agreement bench-decisions bench-routing bench-unequal
 
 # The newest Python that really runs: a version manager's shims exist for versions that it has not.
 # Choose another by `make PYTHON=python3.12 ...`.
@@ -25,6 +25,7 @@ help:
 	@echo 'make unit     tests without real engines, network namespaces and browser'
 	@echo 'make bench    what the router costs'
 	@echo 'make bench-agreement  whether the simulator tells what the real router does (20 minutes)'
+	@echo 'make bench-decisions  what a decision of the scheduler costs'
 	@echo 'make bench-routing   what routing is worth: Herd beside eleven policies, simulated'
 	@echo 'make bench-unequal  Herd beside least connections on three real devices (Linux, root)'
 	@echo 'make engines  install the real engines that the demo and the tests use'
@@ -54,6 +55,9 @@ bench: $(READY)
 
 bench-agreement: $(READY)
 	$(RUN) -m benchmarks.agreement
+
+bench-decisions: $(READY)
+	$(RUN) -m benchmarks.decisions
 
 bench-routing: $(READY)
 	$(RUN) -m benchmarks.routing

@@ -43,6 +43,7 @@ _BOUND_SEEDS = {"two-hundred": 5}
 _CLAIRVOYANT_SEEDS = {"two-hundred": 0, "twenty": 5}
 #: Steps of the bound's search on the largest fleet; elsewhere as many as usual.
 _BOUND_STEPS = {"two-hundred": 5}
+_LARGEST = "two-hundred"
 _QUICK_REQUESTS = 120
 #: Modules of the simulator that no figure depends on: what shows results, replays, and engines
 #: over HTTP.
@@ -109,14 +110,24 @@ class Kept(Struct, frozen=True):
 
 
 def tasks(
-    fleets: Iterable[str], works: Iterable[str], seeds: int, *, quick: bool = False
+    fleets: Iterable[str],
+    works: Iterable[str],
+    seeds: int,
+    *,
+    large_seeds: int | None = None,
+    quick: bool = False,
 ) -> list[Task]:
-    """List what is to be run, one seed of everything before the next seed."""
+    """List what is to be run, one seed of everything before the next seed.
+
+    `large_seeds` are those of the largest fleet, if it is to have fewer.
+    """
     works = tuple(works)
     found = []
     fleets = tuple(fleets)
     for seed in range(1, seeds + 1):
         for fleet in fleets:
+            if fleet == _LARGEST and large_seeds is not None and seed > large_seeds:
+                continue
             loads = LOADS if fleet in standings.UNEQUAL else (MIDDLE,)
             for work in works:
                 for load in loads:
@@ -233,6 +244,9 @@ def _run_all(todo: list[Task], processes: int, *, fresh: bool) -> Runs:
 
 def main(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each cell.")] = 20,
+    large_seeds: Annotated[
+        int | None, typer.Option(min=1, help="Runs of two hundred devices, if not as many.")
+    ] = None,
     fleets: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(FLEETS),
     works: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(WORKS),
     processes: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 2,
@@ -250,7 +264,7 @@ def main(
     for name in (*chosen, *kinds):
         if name not in (*FLEETS, *WORKS):
             raise typer.BadParameter(f"no such fleet or workload: {name}")
-    todo = tasks(chosen, kinds, 2 if quick else seeds, quick=quick)
+    todo = tasks(chosen, kinds, 2 if quick else seeds, large_seeds=large_seeds, quick=quick)
     began = time.monotonic()
     runs = _run_all(todo, processes, fresh=fresh)
     report = standings.report(runs)

@@ -24,6 +24,7 @@ from herd.core.request import (
     Operation,
     Outcome,
     Prefix,
+    Priority,
     Refusal,
     Request,
     Result,
@@ -158,6 +159,9 @@ class Play:
         patience: float | None = None,
         stream: bool = True,
         session: str = "",
+        client: str = "",
+        priority: Priority = "normal",
+        deadline: float | None = None,
     ) -> None:
         """A request arrives that wants at most `answer` tokens."""
         asked = Request(
@@ -175,6 +179,9 @@ class Play:
             context=context,
             patience=patience,
             session=session,
+            client=client,
+            priority=priority,
+            deadline=deadline,
         )
         self.feed(ev.RequestArrived(asked, Prefix(prefix, 100)))
 
@@ -232,6 +239,16 @@ class Play:
         """The node on which the request runs now."""
         task = self.scheduler.tasks.get(request)
         return task.current.replica.key.node if task is not None and task.current else None
+
+    def runs(self, request: str) -> bool:
+        """Whether an attempt of it is out."""
+        return self.scheduler.tasks[request].current is not None
+
+    def hold_of(self, request: str) -> float:
+        """Seconds that the device of a running request is expected to be busy with it."""
+        running = self.scheduler.tasks[request].current
+        assert running is not None
+        return running.left(self.now)
 
     def dispatch(self, request: str) -> ac.Dispatch:
         """The last dispatch of the request."""

@@ -223,3 +223,13 @@ def test_names_that_share_their_weights_count_once() -> None:
     state = node(one, other, cold("m"), memory=24)
 
     assert victims(replica(state, "m"), Residents(Demand()), ContextPlan(), NOW) == ([], 0.0)
+
+
+def test_a_guess_of_what_its_context_takes_keeps_no_model_from_the_whole_device() -> None:
+    """Its weights fit; what a context takes is known once it was loaded."""
+    state = node(cold("m", size=46 * GB), model("old", size=5 * GB), memory=64.0)
+    contexts, demand = ContextPlan(), Demand()
+    found = victims(replica(state, "m"), Residents(demand, {}), contexts, NOW)
+
+    assert found is not None
+    assert [each.key.model for each in found[0]] == ["old:latest"]

@@ -65,7 +65,9 @@ def victims(
     needs: dict[str | ReplicaKey, float] = {}
     for other in others.values():
         needs[other.spec.digest or other.key] = contexts.need_loaded(other)
-    short = contexts.need_cold(replica, now) + sum(needs.values()) - budget
+    # What the context takes is a guess until it was loaded somewhere: the whole device is enough
+    # for a model whose weights fit, and the engine knows what to do with the rest.
+    short = min(contexts.need_cold(replica, now), budget) + sum(needs.values()) - budget
     if short <= 0.0:
         return [], 0.0
     held = (

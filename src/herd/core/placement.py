@@ -100,10 +100,13 @@ def better(task: Task, replica: ReplicaState, now: float) -> bool:
     booking = task.booking
     if booking is None or replica is booking.replica or replica.key in task.tried:
         return True
+    if now >= booking.at + booking.hold:
+        # It should have started there by now, and has not: the plan means nothing any more.
+        return True
     met = signals.meets(task, replica)
     if not isinstance(met, float):
         return False
-    there = max(0.0, booking.at + booking.total - now)
+    there = booking.at + booking.total - now
     return signals.score(task, replica, now, met).total < there
 
 

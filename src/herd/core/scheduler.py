@@ -236,11 +236,15 @@ class Scheduler:
         if changed:
             self._placer.look_everywhere(now, actions)
 
-    def _heard(self, event: ev.NodeHeard, now: float, _: list[Action]) -> None:
+    def _heard(self, event: ev.NodeHeard, now: float, actions: list[Action]) -> None:
         node = self.board.nodes.get(event.node)
-        if node is not None:
-            node.hear(event.load, now)
-            node.shared.tick(now)
+        if node is None:
+            return
+        node.hear(event.load, now)
+        node.shared.tick(now)
+        if node.running == 0:
+            # Whoever waits beside an idle device is seen at the next beat, whatever was planned.
+            self._placer.look(node, now, actions)
 
     def _leaving(self, event: ev.NodeLeaving, now: float, actions: list[Action]) -> None:
         name = event.node

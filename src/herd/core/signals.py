@@ -20,6 +20,8 @@ CACHED_MOST = 0.98
 #: By the theory of sharing it is once; twice was better in simulations of whole fleets, as those
 #: who wait now stand for others who come while they wait.
 BEHIND = 2.0
+#: And of how many of them: those far behind will be planned anew before it is their turn.
+BEHIND_MOST = 6
 #: Share of the time to reload an evicted model that is expected to be spent: about every third is
 #: asked for again before it would have left by itself. An order of magnitude, to be learned.
 RELOADED = 0.3
@@ -186,7 +188,7 @@ def _sharing(
         order = task.order
         behind = sum([other.order > order for other in node.planned.values() if other is not task])
         if behind:
-            harm += BEHIND * behind * replica.drag(1, work) * own
+            harm += BEHIND * min(behind, BEHIND_MOST) * replica.drag(1, work) * own
     return hold, loss, harm
 
 
