@@ -113,3 +113,19 @@ def test_nobody_waits_beside_idle_devices_for_a_plan_that_is_overdue() -> None:
         play.beat("two")
 
     assert not play.scheduler.tasks
+
+
+def test_a_long_request_is_not_passed_for_ever_by_clients_that_come_once() -> None:
+    play = busy()
+    play.ask("long", answer=400, client="patient")
+    last = "running"
+    for number in range(60):
+        # Somebody new asks something short each time, before the device is free.
+        play.ask(f"short{number}", answer=100, client=f"guest{number}")
+        play.wait(1.0)
+        play.finish(last)
+        (last,) = [name for name in play.scheduler.tasks if play.runs(name)]
+        if last == "long":
+            break
+
+    assert last == "long"

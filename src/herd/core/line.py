@@ -65,7 +65,7 @@ class Line:
         #: By model, the flows that have requests for it, in their order.
         self._heads: dict[str, list[_Head]] = {}
         self._counts: dict[str, int] = {}
-        #: Where the latest request that was served began in virtual time, by rank.
+        #: Virtual time that service has reached, by rank.
         self._served: dict[int, float] = {}
         #: Flows from which on some are forgotten.
         self._most = FLOWS
@@ -132,7 +132,11 @@ class Line:
         if not self._count:
             return
         flow = self._flow(task)
-        self._served[flow.rank] = max(self._served.get(flow.rank, 0.0), flow.time)
+        served = max(self._served.get(flow.rank, 0.0), flow.time)
+        # Time goes on by a part of each one's share of the service: else clients that come but
+        # once, one after the other, would all begin at one time, and pass a long request for ever.
+        waiting = sum([1 for each in self._flows.values() if each.waiting or each is flow])
+        self._served[flow.rank] = served + AGING * task.cost / waiting
         self._move(flow, task.cost)
 
     def refund(self, task: Task) -> None:
