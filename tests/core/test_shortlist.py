@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.core.placement import Choice, choose
-from herd.core.shortlist import ALL, BUSY, IDLE
+from herd.core.shortlist import ALL, BUSY, COLD, WARM
 from herd.core.state import ReplicaState
-from tests.core.playbook import Play, cold, model
+from tests.core.playbook import GB, Play, cold, model
 
 MANY = ALL + 16
 
@@ -41,7 +41,7 @@ def test_of_many_the_fastest_that_are_free_are(play: Play) -> None:
     found = looked_at(play, "r")
     assert f"n{MANY - 2}" in found
     assert "n00" not in found
-    assert len(found) <= IDLE + BUSY + 1
+    assert len(found) <= WARM + COLD + BUSY + 1
     decision = play.dispatch("r").decision
     assert len(decision.estimates) + decision.more == MANY
 
@@ -162,3 +162,14 @@ def test_where_all_are_down_that_is_said(play: Play) -> None:
     play.ask("r")
 
     assert play.refusal("r").kind == "unreachable"
+
+
+def test_what_is_in_memory_is_looked_at_however_slow_it_is_beside_what_has_to_be_loaded() -> None:
+    """A short request is done on it before the others have loaded the model."""
+    play = Play()
+    for number in range(40):
+        play.node(f"cold{number:02}", cold(size=2 * GB), speed=400)
+    play.node("warm", model(size=2 * GB), speed=5)
+    play.ask("short", answer=2)
+
+    assert play.where("short") == "warm"

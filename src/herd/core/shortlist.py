@@ -1,10 +1,11 @@
 """Which of a model's many replicas are worth a closer look for a request.
 
 To score a thousand replicas for every request would cost a millisecond, and most of them are twins
-of one another or far behind. So for a model with more than `ALL` replicas, they stand in two lists:
-of idle devices by the seconds that a request takes there, load included, and of busy ones by when
-they would be done with it. The first of both, and those that had the conversation before, are
-scored exactly. The lists are by a typical request and may be off in detail, not in the large.
+of one another or far behind. So for a model with more than `ALL` replicas, they stand in lists: of
+idle devices by the seconds that a request takes there, apart for those that have the model in
+memory and those that have to load it, and of busy ones by when they would be done with it. The
+first of each, and those that had the conversation before, are scored exactly. The lists are by a
+typical request and may be off in detail, not in the large.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from herd.core.state import ReplicaState
 
 #: Replicas of a model up to which all are scored.
 ALL: Final = 24
-#: Idle and busy replicas that are scored of a model with more.
-IDLE: Final = 8
+#: Replicas that are scored of a model with more: idle and in memory, idle and not, and busy.
+WARM: Final = 8
+COLD: Final = 4
 BUSY: Final = 6
 #: A request by which the lists are ordered: tokens of its prompt and of its answer.
 PROMPT: Final = 500.0
@@ -38,7 +40,8 @@ class Shortlist:
 
     def __init__(self, old: Shortlist | None = None) -> None:
         self._replicas: dict[ReplicaKey, ReplicaState] = {}
-        self._idle: list[_Place] = []
+        self._warm: list[_Place] = []
+        self._cold: list[_Place] = []
         self._busy: list[_Place] = []
         self._where: dict[ReplicaKey, tuple[list[_Place], float]] = {}
         #: By the end of a prompt, where it was read; those who made the `old` list know it still.
@@ -64,7 +67,7 @@ class Shortlist:
             places = self._busy
         else:
             place = seconds, replica.key
-            places = self._idle
+            places = self._warm if replica.occupied else self._cold
         bisect.insort(places, place)
         self._where[replica.key] = (places, place[0])
 
@@ -83,8 +86,8 @@ class Shortlist:
 
     def top(self, prefix: Prefix) -> list[ReplicaState]:
         """Return the replicas worth a closer look, in an order that does not depend on chance."""
-        keys = dict.fromkeys([key for _, key in self._idle[:IDLE]])
-        keys.update(dict.fromkeys([key for _, key in self._busy[:BUSY]]))
+        first = (*self._warm[:WARM], *self._cold[:COLD], *self._busy[:BUSY])
+        keys = dict.fromkeys([key for _, key in first])
         homes = self._homes
         for block in reversed(prefix.hashes[-TURN_BLOCKS:]):
             if block in homes:
