@@ -24,8 +24,10 @@ from rich.table import Table
 from herd.core import actions as do
 from herd.core import events as ev
 from herd.core.fleet import EngineReport, Hardware, Load, NodeReport, Replica
+from herd.core.placement import Choice, choose
 from herd.core.request import Prefix, Request, Result, Usage
 from herd.core.scheduler import Policy, Scheduler
+from herd.core.task import Task
 
 #: Bytes/s of the devices, in turn: from a desktop with the largest of chips to a small laptop.
 _BANDWIDTHS = (800e9, 400e9, 200e9, 100e9, 68e9)
@@ -69,6 +71,9 @@ class Found(Struct, frozen=True):
     """What one case cost."""
 
     case: Case
+    #: The choice among the candidates, put into words: the decision itself.
+    decision: Cost
+    #: Whole events: an arrival up to its dispatch or its place in the line; first frame and end.
     arrival: Cost
     finish: Cost
     #: Arrivals a second that one core keeps up with: all events of a request, timers, heartbeats.
@@ -118,9 +123,14 @@ class Stage:
 
     def arrive(self) -> float:
         """Somebody asks."""
+        request = self._request()
+        blocks = tuple(hash((request.client, block)) for block in range(_PROMPT // 128))
+        return self.feed(ev.RequestArrived(request, Prefix(blocks, 128)))
+
+    def _request(self) -> Request:
         self._requests += 1
         client = self._draw.randrange(_CLIENTS)
-        request = Request(
+        return Request(
             id=f"r{self._requests}",
             dialect="ollama",
             operation="chat",
@@ -133,8 +143,6 @@ class Stage:
             prompt_tokens=_PROMPT,
             client=f"client-{client}",
         )
-        blocks = tuple(hash((client, block)) for block in range(_PROMPT // 128))
-        return self.feed(ev.RequestArrived(request, Prefix(blocks, 128)))
 
     def finish(self) -> float:
         """One of those that run is done: its first frame comes, and its end."""
@@ -142,6 +150,19 @@ class Stage:
         took = self.feed(ev.FirstFrame(done.request, done.attempt))
         usage = Usage(prompt_tokens=_PROMPT, completion_tokens=_ANSWER)
         return took + self.feed(ev.Finished(done.request, done.attempt, Result(usage=usage)))
+
+    def decide(self) -> float:
+        """Choose for a request that does not arrive; return the seconds of CPU that it took."""
+        board = self.scheduler.board
+        task = Task(self._request(), Prefix(), 1_000_000_000, self.now)
+        task.answer, task.need, task.least = _ANSWER, _PROMPT + _ANSWER, _PROMPT
+        task.order = (2, 1e9, task.sequence)
+        began = time.process_time()
+        replicas, more = board.candidates(task, self.now)
+        choice = choose(task, replicas, self.now, whole=not more)
+        if isinstance(choice, Choice):
+            choice.decision(self.now)
+        return time.process_time() - began
 
     @property
     def waiting(self) -> int:
@@ -161,16 +182,17 @@ def measure(case: Case, rounds: int) -> Found:
     while stage.waiting < case.waiting:
         stage.wait(0.001)
         stage.arrive()
-    arrivals, finishes, others = [], [], 0.0
+    arrivals, finishes, decisions, others = [], [], [], 0.0
     for _ in range(rounds):
         others += stage.wait(1.0 / _RATE)
+        decisions.append(stage.decide())
         arrivals.append(stage.arrive())
         while stage.waiting > case.waiting or len(stage.running) > case.busy * case.nodes:
             if not stage.running:
                 break
             finishes.append(stage.finish())
     whole = sum(arrivals) + sum(finishes) + others
-    return Found(case, _cost(arrivals), _cost(finishes), rounds / whole)
+    return Found(case, _cost(decisions), _cost(arrivals), _cost(finishes), rounds / whole)
 
 
 def _reports(nodes: int) -> Iterator[NodeReport]:
@@ -206,13 +228,22 @@ def main(
     """Measure what the scheduler's events cost."""
     found = [measure(case, rounds) for case in CASES]
     table = Table(title="CPU of the scheduler, µs: median (95th percentile)", title_justify="left")
-    for name in ("nodes", "waiting", "busy", "arrival", "first frame and end", "requests/s"):
+    for name in (
+        "nodes",
+        "waiting",
+        "busy",
+        "decision",
+        "arrival",
+        "first frame and end",
+        "requests/s",
+    ):
         table.add_column(name, justify="right")
     for each in found:
         table.add_row(
             f"{each.case.nodes:,}",
             f"{each.case.waiting:,}",
             f"{each.case.busy:.0%}",
+            f"{each.decision.median:.0f} ({each.decision.most:.0f})",
             f"{each.arrival.median:.0f} ({each.arrival.most:.0f})",
             f"{each.finish.median:.0f} ({each.finish.most:.0f})",
             f"{each.rate:,.0f}",
