@@ -112,3 +112,17 @@ def test_who_was_tried_has_failed_and_who_was_not_was_rejected(play: Play) -> No
 
     assert play.outcomes["r1"].ending == "rejected"
     assert play.outcomes["r2"].ending == "failed"
+
+
+def test_what_was_planned_for_a_replica_that_went_is_forgotten() -> None:
+    """Else a node that names ever new models would make the plans grow without bound."""
+    play = Play(context_plan=True)
+    play.node("a", model("m"))
+    board = play.scheduler.board
+    (there,) = board.replicas("m:latest")
+    board.keeper.contexts.dispatched(there, 8192)
+    assert board.keeper.contexts.changing
+
+    play.gone("a")
+
+    assert not board.keeper.contexts.changing

@@ -89,11 +89,15 @@ class Board:
         return found, len(homes) - len(found)
 
     def index(self) -> None:
-        """Replicas came or went: list them by model anew."""
+        """Replicas came or went: list them by model anew, and forget what was planned for some."""
+        before = {replica.key for homes in self._homes.values() for replica in homes}
         self._homes = {}
         for node in self.nodes.values():
             for replica in node.replicas.values():
                 self._homes.setdefault(replica.key.model, []).append(replica)
+                before.discard(replica.key)
+        for gone in before:
+            self.keeper.contexts.forget(gone)
         large = {model for model, homes in self._homes.items() if len(homes) > ALL}
         # Made anew as a whole: it is rare, and nothing of a replica that is gone may stay.
         self._shortlists = {model: Shortlist(self._shortlists.get(model)) for model in large}

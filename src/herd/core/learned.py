@@ -102,7 +102,7 @@ class SharedTable:
         replicas = [
             LearnedReplica(key, each.outcomes, each.state())
             for key, each in self._replicas.items()
-            if each.outcomes or each.state().memory.seen
+            if each.outcomes
         ]
         return Learned(
             at=now,

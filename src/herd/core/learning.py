@@ -14,8 +14,6 @@ import math
 from msgspec import Struct
 
 from herd.core import priors
-from herd.core.fleet import Replica
-from herd.core.memory_use import MemoryUse, MemoryUseState
 from herd.core.priors import Rates
 from herd.core.request import Attempt, Request, Result
 from herd.core.shared import PAIR, QUANTITIES, Device, Quantity, Shared
@@ -48,7 +46,6 @@ class LearningState(Struct, frozen=True, array_like=True):
     given: dict[Quantity, tuple[float, float, float]] = {}
     overhead: BeliefState = BeliefState()
     errors: BeliefState = BeliefState()
-    memory: MemoryUseState = MemoryUseState()
 
 
 class ReplicaLearning:
@@ -65,7 +62,6 @@ class ReplicaLearning:
         "_fits",
         "_given",
         "_lines",
-        "_memory",
         "_model",
         "_overhead",
         "_prior",
@@ -91,7 +87,6 @@ class ReplicaLearning:
         self._given: dict[Quantity, tuple[float, float, float]] = {}
         self._overhead = Belief(HALF_LIFE)
         self._errors = Belief(HALF_LIFE, _ERROR)
-        self._memory = MemoryUse()
         self._base: Rates = prior
         self._rates: Rates = prior
         self.stale = False
@@ -119,14 +114,6 @@ class ReplicaLearning:
     def slowdown_prefill(self, running: float) -> float:
         """How many times longer prefill takes when so many requests share the device."""
         return running**self.rates.sharing_prefill if running > 1.0 else 1.0
-
-    def memory(self, context: float) -> float | None:
-        """Bytes that it takes when loaded with so much context for each slot; None if unknown."""
-        return self._memory.need(context)
-
-    def reported(self, spec: Replica) -> None:
-        """Learn what memory it takes from a report."""
-        self._memory.see(spec)
 
     def reprime(self, prior: Rates) -> None:
         """The hardware or the model became better known; corrections stay."""
@@ -224,7 +211,6 @@ class ReplicaLearning:
             given=dict(self._given),
             overhead=self._overhead.state(),
             errors=self._errors.state(),
-            memory=self._memory.state(),
         )
 
     def restore(self, state: LearningState, outcomes: int) -> None:
@@ -234,7 +220,6 @@ class ReplicaLearning:
         self._given = dict(state.given)
         self._overhead.restore(state.overhead)
         self._errors.restore(state.errors)
-        self._memory.restore(state.memory)
         self.outcomes = outcomes
         self.borrow()
 

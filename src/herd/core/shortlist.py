@@ -71,11 +71,6 @@ class Shortlist:
         bisect.insort(places, place)
         self._where[replica.key] = (places, place[0])
 
-    def remove(self, key: ReplicaKey) -> None:
-        """Forget a replica that is gone."""
-        self._leave(key)
-        self._replicas.pop(key, None)
-
     def began(self, prefix: Prefix, key: ReplicaKey) -> None:
         """Note where a prompt is read: its next turn may want to go there."""
         if prefix.hashes:

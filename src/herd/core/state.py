@@ -61,7 +61,6 @@ class ReplicaState:
         self.learning = node.table.replica(
             key, priors.rates(node.report.hardware, spec, engine.kind)
         )
-        self.learning.reported(spec)
         #: Why it cannot serve requests of a kind, by endpoint and needs, as far as was asked.
         self.serves: dict[tuple[str, frozenset[Capability]], Exclusion | None] = {}
         #: Which prompts it has in its cache, as far as we can tell.
@@ -81,7 +80,6 @@ class ReplicaState:
     def update(self, engine: EngineReport, spec: Replica) -> None:
         """Take a newer report in."""
         self.learning.reprime(priors.rates(self.node.report.hardware, spec, engine.kind))
-        self.learning.reported(spec)
         self.engine = engine
         self.spec = spec
         self.serves.clear()
